@@ -1,0 +1,114 @@
+"""A world model small enough to compute by hand.
+
+Its backbone returns, in every pixel, ``gain * timestep / 1000 + action of the first frame`` (0 for
+guidance's second branch), so that a rollout is arithmetic on one number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation, Preset
+from worldcache.errors import InvalidInput, UnknownName
+from worldcache.models.base import Row, WorldModel
+from worldcache.policies.base import TokenLayout
+from worldcache.sampler import FlowMatchSampler, Sampler
+
+SIZE = (48, 64)
+CHUNK = 4
+
+
+@dataclass
+class ToyWorldModel(WorldModel):
+    """RGB-D model ``toy``.
+
+    Args:
+        delay: seconds that every backbone call takes.
+        gain: how much the output changes with the noise level.
+        before_evaluate: called with the rows of every backbone call; may raise.
+    """
+
+    delay: float = 0.0
+    gain: float = 1.0
+    before_evaluate: Callable[[Sequence[Row]], None] = lambda rows: None
+    batches: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.info = ModelInfo(
+            id="toy",
+            description="a model for tests",
+            action_space=DiscreteActionSpace(("NOOP", "MOVE_LEFT", "MOVE_RIGHT", "ATTACK")),
+            modalities=(Modality("rgb", 3, "8-bit sRGB", 255.0), Modality("depth", 1, "metres", 64.0)),
+            resolution=SIZE,
+            fps=17.5,
+            context_frames=4,
+            chunk_frames=CHUNK,
+            num_inference_steps=20,
+            starts=("centre",),
+            presets={
+                "none": Preset("none"),
+                "quality": Preset("interval", {"interval": 2}),
+                "balanced": Preset("worldcache"),
+                "fast": Preset("interval", {"interval": 5}),
+            },
+            default_preset="balanced",
+            licence="Apache-2.0",
+        )
+
+    def begin(self, observation: Observation) -> tuple[int, ...]:
+        if observation.start is not None and observation.start not in self.info.starts:
+            raise UnknownName("start", observation.start, self.info.starts, param="observation.start")
+        if observation.start is None and observation.frames is None:
+            raise InvalidInput("give a start or at least one frame", param="observation")
+        return ()
+
+    def condition(self, context: tuple[int, ...], actions: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(actions)
+
+    def initial_latent(self, generator: torch.Generator) -> Tensor:
+        return torch.randn((4, CHUNK, *SIZE), generator=generator)
+
+    def sampler(self, num_steps: int) -> Sampler:
+        return FlowMatchSampler(FlowMatchEulerDiscreteScheduler(), num_steps)
+
+    def evaluate(self, rows: Sequence[Row]) -> Tensor:
+        self.batches.append(len(rows))
+        self.before_evaluate(rows)
+        time.sleep(self.delay)
+        values = [
+            self.gain * row.timestep / 1000 + (0 if row.unconditional else row.condition[0]) for row in rows
+        ]
+        return torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 4, CHUNK, *SIZE).clone()
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        return TokenLayout(("rgb", "depth"), (3 * CHUNK, CHUNK))
+
+    def to_tokens(self, output: Tensor) -> Tensor:
+        return output.reshape(-1, SIZE[0] * SIZE[1])
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens.view(-1, 4, CHUNK, *SIZE)
+
+    def decode(self, latent: Tensor) -> Frames:
+        pixels = ((latent.clamp(-1, 1) + 1) / 2).numpy()
+        return {
+            "rgb": np.ascontiguousarray((pixels[:3] * 255).round().astype(np.uint8).transpose(1, 2, 3, 0)),
+            "depth": pixels[3] * 64.0,
+        }
+
+    def advance(self, context: tuple[int, ...], latent: Tensor, actions: Sequence[Any]) -> tuple[int, ...]:
+        return (*context, *actions)[-self.info.context_frames :]
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0

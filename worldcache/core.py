@@ -1,0 +1,245 @@
+"""The nouns of the system: what a model offers, what a rollout asks for, what comes out.
+
+Plain data only. Nothing here imports torch, a model, a policy or the service.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldcache.errors import InvalidInput, UnknownName
+
+Frames: TypeAlias = Mapping[str, NDArray[Any]]
+"""Decoded frames by modality: ``rgb`` uint8 ``[F, H, W, 3]``, ``depth`` float32 ``[F, H, W]``."""
+
+
+class ActionSpace(ABC):
+    """What a model can be told to do in one frame."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The space as JSON data, with its ``type``."""
+
+    @abstractmethod
+    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[Any, ...]:
+        """Actions in the model's own form.
+
+        Raises:
+            InvalidInput: an action is outside the space; ``param`` names the entry.
+        """
+
+
+@dataclass(frozen=True)
+class DiscreteActionSpace(ActionSpace):
+    """One of ``names`` a frame, given by name or by index."""
+
+    names: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "discrete", "names": list(self.names)}
+
+    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[int, ...]:
+        return tuple(self._index(action, f"{param}.{i}") for i, action in enumerate(actions))
+
+    def _index(self, action: object, param: str) -> int:
+        if isinstance(action, str):
+            if action not in self.names:
+                raise UnknownName("action", action, self.names, param=param)
+            return self.names.index(action)
+        if isinstance(action, int) and not isinstance(action, bool):
+            if not 0 <= action < len(self.names):
+                raise InvalidInput(
+                    f"action index {action} is outside 0 to {len(self.names) - 1}", param=param
+                )
+            return action
+        raise InvalidInput(
+            f"an action is a name ({', '.join(self.names)}) or an index, not {type(action).__name__}",
+            param=param,
+        )
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of picture that a model generates.
+
+    Attributes:
+        name: ``rgb``, ``depth``, ...
+        channels: channels per pixel.
+        unit: what a value means.
+        high: largest value that a client should expect; pictures of the modality are scaled by it.
+    """
+
+    name: str
+    channels: int
+    unit: str
+    high: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named choice of policy and parameters."""
+
+    policy: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model tells its users about itself.
+
+    Attributes:
+        id: the model's name.
+        resolution: height and width in pixels.
+        fps: frames a second that the model was trained at.
+        context_frames: frames that one chunk is conditioned on.
+        chunk_frames: frames that one chunk generates.
+        num_inference_steps: default denoise steps.
+        max_inference_steps: most denoise steps that a request may ask for.
+        starts: names of the observations that come with the model.
+        presets: cache presets by name; ``default_preset`` is one of them.
+        guidance_scale: default guidance; 1 means none.
+    """
+
+    id: str
+    description: str
+    action_space: ActionSpace
+    modalities: tuple[Modality, ...]
+    resolution: tuple[int, int]
+    fps: float
+    context_frames: int
+    chunk_frames: int
+    num_inference_steps: int
+    starts: tuple[str, ...]
+    presets: Mapping[str, Preset]
+    default_preset: str
+    licence: str
+    guidance_scale: float = 1.0
+    max_inference_steps: int = 1000
+
+    def modality(self, name: str, *, param: str | None = None) -> Modality:
+        """The modality called ``name``."""
+        for modality in self.modalities:
+            if modality.name == name:
+                return modality
+        raise UnknownName("modality", name, (m.name for m in self.modalities), param=param)
+
+    def preset(self, name: str, *, param: str = "cache") -> Preset:
+        """The cache preset called ``name``; ``auto`` is the model's default one."""
+        if name == "auto":
+            name = self.default_preset
+        if name not in self.presets:
+            raise UnknownName("preset", name, (*self.presets, "auto"), param=param)
+        return self.presets[name]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Where a rollout starts: one of the model's starts, or frames of the caller's.
+
+    Attributes:
+        start: name of a start.
+        frames: uint8 ``[F, H, W, 3]`` at the model's resolution, oldest first.
+        depth: float32 ``[F, H, W]`` in the model's unit, or ``None`` if unknown.
+    """
+
+    start: str | None = None
+    frames: NDArray[np.uint8] | None = None
+    depth: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class ChunkStats:
+    """How one chunk was denoised.
+
+    Attributes:
+        index: position of the chunk in its rollout.
+        decisions: one letter a step, ``F`` computed or ``.`` predicted.
+        drift: accumulated drift after each step, ``None`` for policies without one.
+        token_classes: share of stable, linear and chaotic tokens by modality.
+    """
+
+    index: int
+    decisions: str
+    drift: tuple[float | None, ...]
+    token_classes: Mapping[str, Mapping[str, float]] | None
+
+    @property
+    def steps_full(self) -> int:
+        return self.decisions.count("F")
+
+
+@dataclass(frozen=True)
+class RolloutStats:
+    """What a rollout took. Times in seconds."""
+
+    policy: str
+    chunks: tuple[ChunkStats, ...] = ()
+    queue_seconds: float = 0.0
+    first_frame_seconds: float | None = None
+    latency_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def steps_total(self) -> int:
+        return sum(len(chunk.decisions) for chunk in self.chunks)
+
+    @property
+    def steps_full(self) -> int:
+        return sum(chunk.steps_full for chunk in self.chunks)
+
+    @property
+    def steps_cached(self) -> int:
+        return self.steps_total - self.steps_full
+
+    @property
+    def skip_ratio(self) -> float:
+        """Cached steps over all steps; 0 before the first."""
+        return self.steps_cached / self.steps_total if self.steps_total else 0.0
+
+
+@dataclass(frozen=True)
+class RolloutStarted:
+    """The rollout left the queue."""
+
+    queue_seconds: float
+
+
+@dataclass(frozen=True)
+class ChunkFinished:
+    """A chunk was denoised and decoded.
+
+    Attributes:
+        first_frame: index of the chunk's first frame in the rollout.
+        frames: the frames that belong to the rollout (surplus ones are dropped).
+    """
+
+    first_frame: int
+    frames: Frames
+    stats: ChunkStats
+
+
+@dataclass(frozen=True)
+class RolloutEnded:
+    """The last event of every rollout.
+
+    Attributes:
+        status: ``succeeded``, ``failed`` or ``cancelled``.
+        error: why it failed.
+    """
+
+    status: str
+    stats: RolloutStats
+    error: BaseException | None = None
+
+
+RolloutEvent: TypeAlias = RolloutStarted | ChunkFinished | RolloutEnded
+
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})

@@ -1,0 +1,123 @@
+"""The denoise loop of one chunk: compute a step or predict it, then let the sampler move the latent.
+
+Knows one chunk of one rollout. It never calls the backbone: it says which rows it needs, takes
+their outputs, and runs its streak of cached steps until it needs rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldcache.core import ChunkStats
+from worldcache.errors import RolloutFailed
+from worldcache.models.base import Row, WorldModel
+from worldcache.policies.base import Policy, Schedule
+
+
+@dataclass
+class ChunkDenoiser:
+    """Denoises one chunk.
+
+    Args:
+        model: the model whose rows are computed.
+        policy: decides and predicts; its state lives here, for this chunk only.
+        condition: what the model's ``condition`` returned for the chunk.
+        num_steps: denoise steps.
+        guidance_scale: 1 evaluates one row a step, anything else two (with and without actions).
+        generator: CPU generator of the chunk; draws the initial latent, then whatever the sampler draws.
+
+    A step is done in two halves, so that the engine can read the evidence of all its rollouts at
+    once: :meth:`take` on the device, then :meth:`advance` with the evidence on the host.
+    """
+
+    model: WorldModel
+    policy: Policy[Any, Any]
+    condition: Any
+    num_steps: int
+    guidance_scale: float
+    generator: torch.Generator
+    step: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.latent = self.model.initial_latent(self.generator)
+        self._sampler = self.model.sampler(self.num_steps)
+        layout = replace(self.model.token_layout, branches=2 if self._guided else 1)
+        self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
+        self._decisions: list[str] = []
+        self._drift: list[float | None] = []
+        self._run_streak()
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.num_steps
+
+    def rows(self) -> list[Row]:
+        """The backbone rows that the current step needs."""
+        timestep = self._sampler.timesteps[self.step]
+        branches = (False, True) if self._guided else (False,)
+        return [Row(self.latent, timestep, self.condition, unconditional) for unconditional in branches]
+
+    def take(self, outputs: Tensor) -> Tensor:
+        """First half of a FULL step: learn from ``outputs`` ``[branches, *latent.shape]``.
+
+        Returns:
+            Evidence for :meth:`advance`, float32 on the device: whether the output is finite, then
+            whatever the policy wants to see.
+        """
+        tokens = self.model.to_tokens(outputs)
+        evidence = self.policy.update(self._state, self.step, tokens, self._latent_tokens())
+        self._move(outputs, "F")
+        finite = outputs.isfinite().all().float().reshape(1)
+        return finite if evidence is None else torch.cat([finite, evidence])
+
+    def advance(self, evidence: Sequence[float]) -> None:
+        """Second half: plan from the evidence, then predict steps until one must be computed.
+
+        Raises:
+            RolloutFailed: the backbone's output was not finite.
+        """
+        if not evidence[0]:
+            raise RolloutFailed(f"the model returned a value that is not finite at step {self.step - 1}")
+        self.policy.plan(self._state, evidence[1:])
+        self._drift.append(self._state.drift)
+        self._run_streak()
+
+    def stats(self, index: int) -> ChunkStats:
+        """How the chunk went; reads the device once if the policy classifies tokens."""
+        return ChunkStats(
+            index, "".join(self._decisions), tuple(self._drift), self.policy.class_ratios(self._state)
+        )
+
+    @property
+    def _guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    def _run_streak(self) -> None:
+        while not self.done:
+            latent = self._latent_tokens()
+            if self.policy.should_compute(self._state, self.step, latent):
+                return
+            tokens = self.policy.predict(self._state, self.step, latent)
+            self._drift.append(self._state.drift)
+            self._move(self.model.from_tokens(tokens), ".")
+
+    def _latent_tokens(self) -> Tensor | None:
+        """The latent as tokens, once per branch, for policies that read it."""
+        if not self.policy.reads_latent:
+            return None
+        branches = 2 if self._guided else 1
+        return self.model.to_tokens(self.latent.expand(branches, *self.latent.shape))
+
+    def _move(self, outputs: Tensor, decision: str) -> None:
+        """Apply guidance to ``outputs`` and let the sampler take the step."""
+        output = outputs[0]
+        if self._guided:
+            output = torch.lerp(outputs[1], outputs[0], self.guidance_scale)
+        self.latent = self._sampler.step(self.step, output, self.latent, self.generator)
+        self._decisions.append(decision)
+        self.step += 1

@@ -1,0 +1,105 @@
+"""The engine's own thread: the only place where torch runs while the service is up."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from worldcache.engine.engine import Engine
+from worldcache.engine.rollout import Listener, Rollout, RolloutRequest
+from worldcache.errors import WorldCacheError
+from worldcache.models.base import WorldModel
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+class EngineThread:
+    """Drives an :class:`Engine` from one thread; every method may be called from any other.
+
+    Args:
+        engine: not to be touched by anyone else from now on.
+        name: of the thread.
+    """
+
+    def __init__(self, engine: Engine, name: str = "engine") -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, model: WorldModel, request: RolloutRequest, listener: Listener) -> Rollout:
+        """Queue a rollout. ``listener`` hears of it on the engine's thread.
+
+        Returns:
+            A handle for :meth:`cancel`; its contents belong to the engine.
+        """
+        rollout = Rollout(model, request, listener)
+        self.call(lambda: self._engine.submit(rollout))
+        return rollout
+
+    def cancel(self, rollout: Rollout) -> Future[bool]:
+        """Drop a rollout after the backbone call in flight; False if it had already ended."""
+        return self.call(lambda: self._engine.cancel(rollout))
+
+    def call(self, function: Callable[[], ResultT]) -> Future[ResultT]:
+        """Run ``function`` on the engine's thread between two ticks (loading and warming models too).
+
+        Raises:
+            WorldCacheError: the thread has been closed.
+        """
+        if self._closed.is_set():
+            raise WorldCacheError("the engine has been closed; start a new one")
+        future: Future[ResultT] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Stop after the backbone call in flight; rollouts that still run end as cancelled."""
+        self._closed.set()
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while self._serve_inbox():
+            try:
+                self._engine.tick()
+            except Exception as error:
+                logger.exception("the engine's tick failed; every rollout ends, the engine goes on")
+                self._engine.abort(error)
+        self._engine.cancel_all()
+
+    def _serve_inbox(self) -> bool:
+        """Run what others asked for, waiting for it while there is nothing to compute; False to stop."""
+        wait = self._engine.idle
+        while True:
+            try:
+                message = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            message()
+            wait = self._engine.idle

@@ -1,0 +1,107 @@
+"""The interface between the engine and a world model.
+
+A model holds weights and facts about itself. It keeps nothing per request: contexts, conditions
+and latents are values that the engine owns, hands in and drops.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldcache.core import Frames, ModelInfo, Observation
+from worldcache.policies.base import TokenLayout
+from worldcache.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a backbone batch.
+
+    Attributes:
+        latent: the noisy latent of one chunk, without a batch dimension.
+        timestep: its own timestep, as the scheduler counts them.
+        condition: what :meth:`WorldModel.condition` returned for the chunk.
+        unconditional: True for guidance's second branch.
+    """
+
+    latent: Tensor
+    timestep: float
+    condition: Any
+    unconditional: bool = False
+
+
+class WorldModel(ABC):
+    """A diffusion world model that generates frames chunk by chunk.
+
+    Shapes: a latent is whatever the model denoises, one chunk without a batch dimension, float32 on
+    the model's device.
+    """
+
+    info: ModelInfo
+    device: torch.device
+
+    @abstractmethod
+    def begin(self, observation: Observation) -> Any:
+        """The context that the first chunk is conditioned on.
+
+        Raises:
+            InvalidInput: the observation does not fit; ``param`` names the field.
+        """
+
+    @abstractmethod
+    def condition(self, context: Any, actions: Sequence[Any]) -> Any:
+        """What the backbone needs to know for the next chunk; ``actions`` has one entry a frame."""
+
+    @abstractmethod
+    def initial_latent(self, generator: torch.Generator) -> Tensor:
+        """Noise to start a chunk from, drawn on the CPU."""
+
+    @abstractmethod
+    def sampler(self, num_steps: int) -> Sampler:
+        """A fresh sampler for one chunk."""
+
+    def batch_key(self, row: Row) -> Hashable:
+        """Rows with equal keys may share a backbone call."""
+        return (self.info.id, tuple(row.latent.shape), row.latent.dtype)
+
+    @abstractmethod
+    def evaluate(self, rows: Sequence[Row]) -> Tensor:
+        """The backbone's output for each row, float32 ``[len(rows), *latent.shape]``.
+
+        It is what the scheduler consumes (velocity or v-prediction), before guidance.
+        """
+
+    @property
+    @abstractmethod
+    def token_layout(self) -> TokenLayout:
+        """The tokens of one branch."""
+
+    @abstractmethod
+    def to_tokens(self, output: Tensor) -> Tensor:
+        """``[B, *latent.shape]`` as tokens ``[B * N, d]``, the modalities padded to one width."""
+
+    @abstractmethod
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Inverse of :meth:`to_tokens`."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Frames:
+        """The frames of a finished chunk, on the host."""
+
+    @abstractmethod
+    def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:
+        """The context of the chunk after this one."""
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+
+    def warm(self) -> None:
+        """Run whatever is slow the first time, so that the first request is not."""

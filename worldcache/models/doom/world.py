@@ -1,0 +1,248 @@
+"""The built-in world: the action transformer as a :class:`WorldModel`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation, Preset
+from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
+from worldcache.models.base import Row, WorldModel
+from worldcache.models.doom.transformer import ActionTransformer3DModel
+from worldcache.policies.base import TokenLayout
+from worldcache.sampler import FlowMatchSampler, Sampler
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""The weights that ship with the package."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A recorded moment of play.
+
+    Attributes:
+        frames: uint8 ``[context, H, W, 4]``: red, green, blue and depth in the world's unit.
+        actions: the actions that led to those frames.
+    """
+
+    frames: NDArray[np.uint8]
+    actions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DoomContext:
+    """What a chunk is conditioned on: ``[4, context, H, W]`` in [-1, 1], and the actions so far."""
+
+    frames: Tensor
+    actions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DoomCondition:
+    """Context frames, and the actions ``[context + chunk]`` of context and chunk."""
+
+    frames: Tensor
+    actions: Tensor
+
+
+class DoomWorldModel(WorldModel):
+    """RGB-D play of a ViZDoom scenario, four frames a chunk.
+
+    Args:
+        transformer: the backbone.
+        scheduler: a diffusers flow-matching scheduler; each chunk gets its own copy.
+        world: the contents of ``world.json``.
+        starts: the observations that come with the model.
+        device, dtype: of the backbone. Latents stay float32.
+    """
+
+    def __init__(
+        self,
+        transformer: ActionTransformer3DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        world: Mapping[str, Any],
+        starts: Mapping[str, Start],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.transformer = transformer.to(device, dtype).eval().requires_grad_(False)
+        self.device, self._dtype = device, dtype
+        self._scheduler = scheduler
+        self._starts = starts
+        self._depth_max = float(world["depth_max"])
+        config = transformer.config
+        self._no_action = int(config.num_actions)
+        self.info = ModelInfo(
+            id=world["id"],
+            description=world["description"],
+            action_space=DiscreteActionSpace(tuple(world["actions"])),
+            modalities=(
+                Modality("rgb", 3, "8-bit sRGB", 255.0),
+                Modality("depth", 1, world["depth_unit"], self._depth_max),
+            ),
+            resolution=(config.sample_height, config.sample_width),
+            fps=world["fps"],
+            context_frames=config.context_frames,
+            chunk_frames=config.chunk_frames,
+            num_inference_steps=world["num_inference_steps"],
+            starts=tuple(starts),
+            presets={
+                name: Preset(preset["policy"], preset.get("parameters", {}))
+                for name, preset in world["presets"].items()
+            },
+            default_preset=world["default_preset"],
+            licence=world["licence"],
+        )
+        self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
+
+    @classmethod
+    def load(
+        cls, path: str | Path | None, *, device: torch.device, dtype: torch.dtype
+    ) -> DoomWorldModel:
+        """Load a folder with ``world.json``, ``starts.npz``, ``transformer/`` and ``scheduler/``.
+
+        Raises:
+            ModelLoadError: the message names the file that is missing or wrong.
+        """
+        folder = Path(path) if path is not None else PRETRAINED
+        for needed in ("world.json", "starts.npz", "transformer/config.json", "scheduler"):
+            if not (folder / needed).exists():
+                raise ModelLoadError(f"{folder / needed} is missing; train a model or give another path")
+        try:
+            world = json.loads((folder / "world.json").read_text())
+            starts = load_starts(folder / "starts.npz")
+            transformer = ActionTransformer3DModel.from_pretrained(folder / "transformer")
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+            return cls(transformer, scheduler, world, starts, device=device, dtype=dtype)
+        except (OSError, KeyError, ValueError) as error:
+            raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
+
+    def begin(self, observation: Observation) -> DoomContext:
+        if observation.start is not None:
+            if observation.start not in self._starts:
+                raise UnknownName("start", observation.start, self._starts, param="observation.start")
+            start = self._starts[observation.start]
+            frames = torch.from_numpy(start.frames).permute(3, 0, 1, 2).float()
+            return DoomContext(self._scale(frames), start.actions)
+        if observation.frames is None or not len(observation.frames):
+            raise InvalidInput("give a start or at least one frame", param="observation")
+        rgb = torch.from_numpy(observation.frames).permute(3, 0, 1, 2).float()
+        if observation.depth is None:
+            depth = torch.full_like(rgb[:1], self._depth_max / 2)
+        else:
+            depth = torch.from_numpy(observation.depth)[None]
+        if rgb.shape[1:] != depth.shape[1:] or rgb.shape[2:] != self.info.resolution:
+            raise InvalidInput(
+                f"frames must be {self.info.resolution[0]}x{self.info.resolution[1]} pixels high and wide, "
+                "with one depth map for each",
+                param="observation.frames",
+            )
+        known = torch.cat([rgb, depth])[:, -self.info.context_frames :]
+        padding = known[:, :1].expand(-1, self.info.context_frames - known.shape[1], -1, -1)
+        return DoomContext(self._scale(torch.cat([padding, known], 1)), (0,) * self.info.context_frames)
+
+    def condition(self, context: DoomContext, actions: Sequence[int]) -> DoomCondition:
+        return DoomCondition(
+            context.frames, torch.tensor((*context.actions, *actions), device=self.device)
+        )
+
+    def initial_latent(self, generator: torch.Generator) -> Tensor:
+        shape = (4, self.info.chunk_frames, *self.info.resolution)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def sampler(self, num_steps: int) -> Sampler:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config)
+        return FlowMatchSampler(scheduler, num_steps)
+
+    def evaluate(self, rows: Sequence[Row]) -> Tensor:
+        no_action = torch.full_like(rows[0].condition.actions, self._no_action)
+        velocity = self.transformer(
+            torch.stack([row.latent for row in rows]).to(self._dtype),
+            torch.tensor([row.timestep for row in rows], device=self.device),
+            torch.stack([row.condition.frames for row in rows]).to(self._dtype),
+            torch.stack([no_action if row.unconditional else row.condition.actions for row in rows]),
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        patches = self.transformer.groups * self._patches_per_group
+        return TokenLayout(("rgb", "depth"), (patches, patches))
+
+    def to_tokens(self, output: Tensor) -> Tensor:
+        time = self.transformer.config.patch_time
+        rgb, depth = (
+            self.transformer.patchify(part, time).flatten(1, 2) for part in output.split((3, 1), dim=1)
+        )
+        depth = torch.nn.functional.pad(depth, (0, rgb.shape[-1] - depth.shape[-1]))
+        return torch.cat([rgb, depth], dim=1).flatten(0, 1)
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        config = self.transformer.config
+        both = tokens.view(-1, 2, self.transformer.groups, self._patches_per_group, tokens.shape[-1])
+        depth_width = config.patch_time * config.patch**2
+        parts = both[:, 0], both[:, 1, ..., :depth_width]
+        return torch.cat([self.transformer.unpatchify(part, config.patch_time) for part in parts], dim=1)
+
+    def decode(self, latent: Tensor) -> Frames:
+        frames = ((latent.clamp(-1, 1).cpu() + 1) / 2 * self._high).permute(1, 2, 3, 0)
+        return {
+            "rgb": frames[..., :3].round().to(torch.uint8).numpy(),
+            "depth": frames[..., 3].contiguous().numpy(),
+        }
+
+    def advance(self, context: DoomContext, latent: Tensor, actions: Sequence[int]) -> DoomContext:
+        keep = self.info.context_frames
+        frames = torch.cat([context.frames, latent.clamp(-1, 1)], dim=1)[:, -keep:]
+        return DoomContext(frames, (*context.actions, *actions)[-keep:])
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.transformer.parameters())
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        context = self.begin(Observation(start=self.info.starts[0]))
+        condition = self.condition(context, (0,) * self.info.chunk_frames)
+        latent = self.initial_latent(torch.Generator().manual_seed(0))
+        for _ in range(2):
+            self.evaluate([Row(latent, 1000.0, condition)])
+
+    @property
+    def _patches_per_group(self) -> int:
+        rows, columns = self.transformer.grid
+        return int(rows * columns)
+
+    def _scale(self, frames: Tensor) -> Tensor:
+        """``[4, T, H, W]`` in pixel and depth units to [-1, 1] on the device."""
+        return (frames / self._high * 2 - 1).clamp(-1, 1).to(self.device)
+
+
+def load_starts(path: Path) -> dict[str, Start]:
+    """Read ``starts.npz``: for every start an array of frames and one of actions."""
+    with np.load(path) as data:
+        names = [key.removesuffix(".frames") for key in data.files if key.endswith(".frames")]
+        return {
+            name: Start(data[f"{name}.frames"], tuple(int(a) for a in data[f"{name}.actions"]))
+            for name in names
+        }
+
+
+def save_starts(path: Path, starts: Mapping[str, Start]) -> None:
+    """Write what :func:`load_starts` reads."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, start in starts.items():
+        arrays[f"{name}.frames"] = start.frames
+        arrays[f"{name}.actions"] = np.array(start.actions, np.uint8)
+    np.savez_compressed(path, allow_pickle=False, **arrays)

@@ -1,0 +1,166 @@
+"""The arithmetic of the policies, as pure functions of tensors and numbers.
+
+Knows nothing of policies, states or schedules, reads nothing to the host, and copies nothing to the
+device. In every signature N is the number of tokens and d their width; time is counted in denoise
+steps, so a velocity is a change of the output per step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+STABLE, LINEAR, CHAOTIC = 0, 1, 2
+
+Real = TypeVar("Real", float, Tensor)
+
+
+def finite_differences(
+    output: Tensor, previous: Sequence[Tensor], gap: int, order: int
+) -> tuple[Tensor, ...]:
+    """Backward differences of the output up to ``order``, as far as the past allows.
+
+    ``D_0 = y``, ``D_i = (D_(i-1) - D_(i-1) at the previous FULL step) / gap``. With three FULL outputs,
+    ``D_1`` is the velocity v0 and ``D_2`` the acceleration a = (v0 - v1) / h0.
+
+    Args:
+        output: the newest FULL output ``[N, d]``.
+        previous: the differences at the previous FULL step, lowest order first; empty at the first.
+        gap: steps since the previous FULL step (h0).
+        order: the highest difference wanted.
+
+    Returns:
+        Up to ``order + 1`` tensors ``[N, d]``; ``D_i`` is in units of output per step to the i.
+
+    Source: TaylorSeer, arXiv 2503.06923, section 3.
+    """
+    differences = [output]
+    for older in previous[:order]:
+        differences.append((differences[-1] - older) / gap)
+    return tuple(differences)
+
+
+def taylor_sum(differences: Sequence[Tensor], k: int) -> Tensor:
+    """The Taylor prediction ``sum_i D_i k^i / i!`` at ``k`` steps after the newest FULL step.
+
+    Args:
+        differences: ``D_0 ... D_m``, each ``[N, d]``.
+        k: steps since the newest FULL step.
+
+    Source: TaylorSeer, arXiv 2503.06923, section 3.
+    """
+    total = differences[0]
+    for order, difference in enumerate(differences[1:], start=1):
+        total = torch.add(total, difference, alpha=k**order / math.factorial(order))
+    return total
+
+
+def curvature(velocity_norm: Tensor, acceleration_norm: Tensor, eps: float) -> Tensor:
+    """How sharply each token's output turns: ``kappa = |a| / (|v0|^2 + eps)``, ``[N]``.
+
+    Args:
+        velocity_norm: ``|v0|`` per token, ``[N]``, output per step.
+        acceleration_norm: ``|a|`` per token, ``[N]``, output per step squared.
+        eps: keeps a token at rest finite, in squared output per step.
+
+    Returns:
+        ``[N]``, in units of one over the output's.
+
+    Source: WorldCache, arXiv 2603.06331.
+    """
+    return acceleration_norm / (velocity_norm.square() + eps)
+
+
+def quantile_classes(values: Tensor, stable_quantile: float, chaotic_quantile: float) -> Tensor:
+    """Sort tokens into stable, linear and chaotic by where their curvature ranks.
+
+    Stable below ``Q(stable_quantile)``, chaotic from ``Q(chaotic_quantile)`` up, linear otherwise. The
+    quantiles interpolate linearly, and rank in float32 as the published code does: a rank in float64
+    moves tokens at the border to another class.
+
+    Args:
+        values: one curvature per token, ``[N]`` float32. If any is NaN no token ranks: all are linear.
+        stable_quantile: p_s in [0, 1].
+        chaotic_quantile: p_c in [0, 1].
+
+    Returns:
+        int8 ``[N]``: ``STABLE``, ``LINEAR`` or ``CHAOTIC``.
+
+    Source: WorldCache, arXiv 2603.06331.
+    """
+    ranks = torch.stack([values.new_full((), stable_quantile), values.new_full((), chaotic_quantile)])
+    low, high = torch.quantile(values, ranks).unbind()
+    return (values >= high).to(torch.int8) - (values < low).to(torch.int8) + LINEAR
+
+
+def damping(x: Real) -> Real:
+    """The weight ``alpha = 3x^2 - 2x^3`` of the older velocity, for ``x = min(k / max_skip, 1)``.
+
+    Source: WorldCache, arXiv 2603.06331.
+    """
+    return x * x * (3.0 - 2.0 * x)
+
+
+def combination_weights(token_class: Tensor, k: int, max_skip: int, gap: int) -> tuple[Tensor, Tensor]:
+    """Weights p, q that make ``y0 + p v0 + q a`` each token's prediction by its class.
+
+    Published per class: stable ``y0``; linear ``y0 + k v0``; chaotic
+    ``y0 + k ((1 - alpha) v0 + alpha v1)``. As ``v1 = v0 - h0 a``, a chaotic token has ``p = k`` and
+    ``q = -k alpha h0``; a linear one ``p = k, q = 0``; a stable one ``p = q = 0``.
+
+    Args:
+        token_class: int8 ``[N]``.
+        k: steps since the newest FULL step.
+        max_skip: n_max, the scale of the damping.
+        gap: h0, steps between the two newest FULL steps.
+
+    Returns:
+        Two float32 tensors ``[N, 1]``: steps, and steps squared.
+
+    Source: WorldCache, arXiv 2603.06331; the regrouping is ours.
+    """
+    alpha = damping(min(k / max_skip, 1.0))
+    column = token_class.unsqueeze(-1)
+    return (column != STABLE).float() * k, (column == CHAOTIC).float() * (-k * alpha * gap)
+
+
+def drift_increments(
+    token_weight: Tensor,
+    velocity_norm: Tensor,
+    acceleration_norm: Tensor,
+    inner: Tensor,
+    *,
+    gap: int,
+    max_skip: int,
+    count: int,
+) -> Tensor:
+    """What each cached step k = 1 ... count adds to the drift, all from three inner products a token.
+
+    A step of the chaotic prediction is ``y(k) - y(k-1) = v0 - c_k h0 a`` with
+    ``c_k = k alpha_k - (k-1) alpha_(k-1)``, so its squared length is
+    ``|v0|^2 - 2 c_k h0 <v0, a> + (c_k h0)^2 |a|^2``. The increment is the weighted sum of the lengths.
+
+    Args:
+        token_weight: ``[N]``, curvature over M for a chaotic token and 0 for any other. A NaN in it
+            makes every increment NaN.
+        velocity_norm: ``|v0|``, ``[N]``.
+        acceleration_norm: ``|a|``, ``[N]``.
+        inner: ``<v0, a>``, ``[N]``.
+        gap: h0, steps between the two newest FULL steps.
+        max_skip: n_max, the scale of the damping.
+        count: how many cached steps to look ahead.
+
+    Returns:
+        float32 ``[count]``, without unit.
+
+    Source: WorldCache, arXiv 2603.06331; the expansion is ours.
+    """
+    k = torch.arange(count + 1, device=inner.device, dtype=inner.dtype)
+    reach = k * damping((k / max_skip).clamp(max=1.0)) * gap
+    turn = (reach[1:] - reach[:-1]).unsqueeze(-1)
+    squared = velocity_norm.square() - 2.0 * turn * inner + (turn * acceleration_norm).square()
+    return (squared.clamp(min=0.0).sqrt() * token_weight).sum(dim=-1)

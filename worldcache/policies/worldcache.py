@@ -1,0 +1,182 @@
+"""``worldcache``: curvature decides how each token is predicted, and for how long that can be trusted.
+
+Source: WorldCache, arXiv 2603.06331 (ICML 2026): CHTP predicts by token class, CAS accumulates drift.
+In the paper's terms y0, v0 and a are the newest FULL output, its velocity and its acceleration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule
+from worldcache.policies.math import (
+    CHAOTIC,
+    combination_weights,
+    curvature,
+    drift_increments,
+    finite_differences,
+    quantile_classes,
+)
+from worldcache.policies.planned import PlannedPolicy
+
+
+class WorldCacheConfig(PolicyConfig):
+    """Parameters of ``worldcache``, with the paper's symbols in brackets; defaults as for Voyager."""
+
+    stable_quantile: float = Field(
+        default=0.30,
+        ge=0,
+        le=1,
+        description="Tokens whose curvature ranks below this are stable, and reused (p_s).",
+    )
+    chaotic_quantile: float = Field(
+        default=0.60,
+        ge=0,
+        le=1,
+        validate_default=True,
+        description="Tokens whose curvature ranks from this up are chaotic, and damped (p_c); "
+        "at least stable_quantile.",
+    )
+    max_skip: int = Field(default=6, ge=1, le=1000, description="Longest streak of cached steps (n_max).")
+    drift_threshold: float = Field(
+        default=1.0,
+        ge=0,
+        description="Accumulated drift from which the next step is FULL (eta); 0 caches nothing.",
+    )
+    warmup_steps: int = Field(default=5, ge=0, description="First steps that are all FULL.")
+    drift_mean: Literal["all", "chaotic"] = Field(
+        default="all",
+        description="Divide a step's drift by all tokens (published code) or by chaotic ones (paper).",
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Added to the squared speed in the curvature.")
+
+    @field_validator("chaotic_quantile")
+    @classmethod
+    def _at_least_stable(cls, value: float, info: ValidationInfo) -> float:
+        stable = info.data.get("stable_quantile", 0.0)
+        if value < stable:
+            raise PydanticCustomError(
+                "quantile_order",
+                "chaotic_quantile ({chaotic}) must be at least stable_quantile ({stable})",
+                {"chaotic": value, "stable": stable},
+            )
+        return value
+
+
+PUBLISHED_PRESETS: Mapping[str, WorldCacheConfig] = MappingProxyType(
+    {
+        "voyager": WorldCacheConfig(),
+        "aether": WorldCacheConfig(max_skip=2, drift_threshold=0.2, warmup_steps=10),
+    }
+)
+
+
+@dataclass
+class WorldCacheState(PolicyState):
+    """What ``worldcache`` remembers besides the common state.
+
+    Attributes:
+        differences: (y0, v0, a) at the newest FULL step, each ``[N, d]``; the first one or two of them
+            while fewer than three outputs are known.
+        gap: h0, steps between the two newest FULL steps.
+        planned_drift: accumulated drift after each cached step of the planned streak.
+    """
+
+    differences: tuple[Tensor, ...] = ()
+    gap: int = 1
+    planned_drift: tuple[float, ...] = ()
+
+    @property
+    def newest(self) -> int:
+        """t0, the newest FULL step."""
+        return self.history.steps[0]
+
+
+class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
+    """CHTP and CAS, planned once per FULL step.
+
+    Per token ``kappa = |a| / (|v0|^2 + eps)`` sets its class by quantiles, and the class its prediction:
+    stable y0, linear ``y0 + k v0``, chaotic ``y0 + k ((1 - alpha) v0 + alpha v1)``. Each cached step adds
+    ``sum_chaotic kappa |y(k) - y(k-1)| / M`` to the drift. A step is FULL within the warmup, at the
+    end of the schedule, without curvature, at a drift of ``drift_threshold``, and after ``max_skip``
+    cached steps. All of this follows from the FULL outputs and k, so the streak is planned in one read.
+    """
+
+    name: ClassVar[str] = "worldcache"
+    description: ClassVar[str] = (
+        "Predicts each token by the curvature of its output, and computes again once the predicted "
+        "drift has accumulated to a threshold."
+    )
+    source: ClassVar[str] = "WorldCache, arXiv 2603.06331"
+    config_type: ClassVar[type[PolicyConfig]] = WorldCacheConfig
+
+    def reset(self, schedule: Schedule) -> WorldCacheState:
+        return WorldCacheState(schedule, History(depth=1), drift=0.0)
+
+    def update(
+        self, state: WorldCacheState, step: int, output: Tensor, latent: Tensor | None
+    ) -> Tensor | None:
+        """Refresh differences and classes.
+
+        Returns:
+            The drift that each cached step k = 1, 2, ... would add, float32, as many as a streak from
+            here may hold; ``None`` if none can start. NaN if the history holds a value that is not
+            finite. The host adds them up, in float64.
+        """
+        if state.differences:
+            state.gap = step - state.newest
+        state.differences = finite_differences(output, state.differences, state.gap, order=2)
+        state.history.push(step, output)
+        if len(state.differences) < 3:
+            return None
+        _, velocity, acceleration = state.differences
+        velocity_norm = torch.linalg.vector_norm(velocity, dim=-1)
+        acceleration_norm = torch.linalg.vector_norm(acceleration, dim=-1)
+        kappa = curvature(velocity_norm, acceleration_norm, self.config.eps)
+        state.token_class = quantile_classes(kappa, self.config.stable_quantile, self.config.chaotic_quantile)
+        longest = min(self.config.max_skip, state.schedule.last_step - step - 1)
+        if longest < 1 or step + 1 < self.config.warmup_steps:
+            return None
+        chaotic = state.token_class == CHAOTIC
+        share = chaotic.sum().clamp(min=1) if self.config.drift_mean == "chaotic" else chaotic.numel()
+        return drift_increments(
+            kappa * chaotic / share,  # 0 times a curvature that is not finite is NaN: nothing hides
+            velocity_norm,
+            acceleration_norm,
+            (velocity * acceleration).sum(dim=-1),
+            gap=state.gap,
+            max_skip=self.config.max_skip,
+            count=longest,
+        )
+
+    def plan(self, state: WorldCacheState, evidence: Sequence[float]) -> None:
+        """Plan the streak: cached steps follow while the drift before them is below the threshold."""
+        drift = 0.0
+        planned: list[float] = []
+        if all(math.isfinite(increment) for increment in evidence):
+            for increment in evidence:
+                if drift >= self.config.drift_threshold:
+                    break
+                drift += increment
+                planned.append(drift)
+        state.drift = 0.0
+        state.planned_drift = tuple(planned)
+        state.next_full = state.newest + 1 + len(planned)
+
+    def predict(self, state: WorldCacheState, step: int, latent: Tensor | None) -> Tensor:
+        """``y0 + p v0 + q a`` with a p and a q for each token; sets ``state.drift`` from the plan."""
+        assert state.token_class is not None
+        k = step - state.newest
+        state.drift = state.planned_drift[k - 1]
+        p, q = combination_weights(state.token_class, k, self.config.max_skip, state.gap)
+        output, velocity, acceleration = state.differences
+        return torch.addcmul(output, p, velocity).addcmul_(q, acceleration)

@@ -1,0 +1,64 @@
+"""One chunk's walk through the noise levels, on top of a diffusers scheduler.
+
+A sampler is made for one chunk and dropped with it. Everything a step needs on the host
+(timesteps, noise levels) is read once, at the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Sampler(Protocol):
+    """What the denoise loop needs of a scheduler.
+
+    Attributes:
+        timesteps: the timestep of each step.
+        sigmas: the noise level of each step, falling.
+        alphas: the signal level of each step.
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    alphas: tuple[float, ...]
+
+    def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
+        """The latent after step ``index``, given the (guided) output at ``latent``."""
+
+
+class FlowMatchSampler:
+    """Drives a diffusers flow-matching scheduler: ``x = (1 - sigma) x0 + sigma noise``.
+
+    The noise levels fall evenly from 1 to 1/num_steps before the scheduler's own shift.
+
+    Args:
+        scheduler: a ``FlowMatchEulerDiscreteScheduler`` of this chunk's own; its step counter is set to 0.
+        num_steps: denoise steps, at least 1.
+    """
+
+    def __init__(self, scheduler: Any, num_steps: int) -> None:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist())
+        scheduler.set_begin_index(0)
+        self._scheduler = scheduler
+        self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
+        self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])
+        self.alphas: tuple[float, ...] = tuple(1 - sigma for sigma in self.sigmas)
+
+    def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
+        step: Tensor = self._scheduler.step(
+            output, self._scheduler.timesteps[index], latent, generator=generator, return_dict=False
+        )[0]
+        return step
+
+
+def chunk_generator(seed: int, first_frame: int) -> torch.Generator:
+    """The CPU generator of the chunk that begins at frame ``first_frame`` of a rollout with ``seed``.
+
+    It depends on nothing else, so that a rollout, a session, a fork and a resumed rollout agree.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + first_frame * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
