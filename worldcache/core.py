@@ -163,12 +163,15 @@ class ChunkStats:
         decisions: one letter a step, ``F`` computed or ``.`` predicted.
         drift: accumulated drift after each step, ``None`` for policies without one.
         token_classes: share of stable, linear and chaotic tokens by modality.
+        token_map: int8 ``[N]``, the class of every token at the last FULL step: 0 stable, 1 linear,
+            2 chaotic.
     """
 
     index: int
     decisions: str
     drift: tuple[float | None, ...]
     token_classes: Mapping[str, Mapping[str, float]] | None
+    token_map: NDArray[np.int8] | None = None
 
     @property
     def steps_full(self) -> int:

@@ -88,9 +88,14 @@ class ChunkDenoiser:
         self._run_streak()
 
     def stats(self, index: int) -> ChunkStats:
-        """How the chunk went; reads the device once if the policy classifies tokens."""
+        """How the chunk went; reads the device if the policy classifies tokens."""
+        classes = self._state.token_class
         return ChunkStats(
-            index, "".join(self._decisions), tuple(self._drift), self.policy.class_ratios(self._state)
+            index,
+            "".join(self._decisions),
+            tuple(self._drift),
+            self.policy.class_ratios(self._state),
+            None if classes is None else classes.cpu().numpy(),
         )
 
     @property

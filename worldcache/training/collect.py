@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Scenario:
         tics: game tics (1/35 s) per frame.
         hold: range of frames for which a random action is held.
         max_frames: frames after which an episode is cut.
+        starts: observations that ship with a model of this world: a place, as a fraction of the way
+            across the map's second axis, and the action that was held just before.
     """
 
     name: str
@@ -40,12 +42,26 @@ class Scenario:
     tics: int
     hold: tuple[int, int] = (2, 12)
     max_frames: int = 200
+    starts: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
 SCENARIOS = {
-    "basic": Scenario("basic", ("NOOP", "MOVE_LEFT", "MOVE_RIGHT", "ATTACK"), tics=2),
-    "health_gathering": Scenario(
-        "health_gathering", ("NOOP", "TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD"), tics=4
+    "basic": Scenario(
+        "basic",
+        ("NOOP", "MOVE_LEFT", "MOVE_RIGHT", "ATTACK"),
+        tics=2,
+        starts={
+            "centre": (0.5, "NOOP"),
+            "left": (0.75, "NOOP"),
+            "right": (0.25, "NOOP"),
+            "far_left": (1.0, "NOOP"),
+            "far_right": (0.0, "NOOP"),
+            "moving_left": (0.4, "MOVE_LEFT"),
+            "moving_right": (0.6, "MOVE_RIGHT"),
+            "firing": (0.5, "ATTACK"),
+            "firing_left": (0.85, "ATTACK"),
+            "firing_right": (0.15, "ATTACK"),
+        },
     ),
 }
 
@@ -99,7 +115,7 @@ def observe(game: Any) -> tuple[NDArray[np.uint8], tuple[float, float]] | None:
 
 
 def random_actions(scenario: Scenario, rng: np.random.Generator) -> Iterator[int]:
-    """Random actions, each held for a random number of frames; the player is told when it is stuck.
+    """Random actions, each held for a random number of frames.
 
     ``send(True)`` says that the last action changed nothing (the player stands at a wall): every
     other time a new action is drawn.
@@ -129,7 +145,7 @@ def play(game: Any, scenario: Scenario, rng: np.random.Generator, frames: int) -
         images.append(seen[0])
         positions.append(seen[1])
         actions.append(action)
-        moving = scenario.actions[action] in ("MOVE_LEFT", "MOVE_RIGHT", "MOVE_FORWARD")
+        moving = scenario.actions[action].startswith("MOVE")
         action = actor.send(moving and len(positions) > 2 and positions[-1] == positions[-2])
     if not images:
         return None

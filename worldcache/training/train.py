@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldcache.models.doom.transformer import NUM_TRAIN_TIMESTEPS, ActionTransformer3DModel
 from worldcache.training.data import Batch, WindowDataset
+from worldcache.training.muon import Muon
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -41,6 +42,7 @@ class TrainConfig:
     time_mean: float = -0.8
     time_std: float = 0.8
     loss_sigma_min: float = 0.05
+    save_every: int = 250
     seed: int = 0
 
 
@@ -71,17 +73,21 @@ def augment(batch: Batch, config: TrainConfig, no_action: int, generator: torch.
 
 
 def velocity_loss(
-    model: Callable[..., Any], batch: Batch, config: TrainConfig, generator: torch.Generator
+    model: Callable[..., Any],
+    batch: Batch,
+    config: TrainConfig,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Mean squared error of the velocity at a random noise level per row."""
-    size = len(batch.chunk)
-    normal = torch.randn(size, generator=generator) * config.time_std + config.time_mean
-    sigma = torch.sigmoid(normal).clamp(config.loss_sigma_min, 0.999)
-    weight = sigma.view(-1, 1, 1, 1, 1)
-    noise = torch.randn(batch.chunk.shape, generator=generator)
-    noisy = torch.lerp(batch.chunk, noise, weight)
-    velocity = model(noisy, sigma * NUM_TRAIN_TIMESTEPS, batch.context, batch.actions, return_dict=False)[0]
-    return (velocity - (noise - batch.chunk)).square().mean()
+    normal = torch.randn(len(batch.chunk), generator=generator) * config.time_std + config.time_mean
+    sigma = torch.sigmoid(normal).clamp(config.loss_sigma_min, 0.999).to(device)
+    noise = torch.randn(batch.chunk.shape, generator=generator).to(device)
+    context, chunk, actions = (x.to(device) for x in (batch.context, batch.chunk, batch.actions))
+    noisy = torch.lerp(chunk, noise, sigma.view(-1, 1, 1, 1, 1))
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        velocity = model(noisy, sigma * NUM_TRAIN_TIMESTEPS, context, actions, return_dict=False)[0]
+    return (velocity.float() - (noise - chunk)).square().mean()
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -93,10 +99,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon(matrices, lr=config.learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
 
 
@@ -104,9 +108,15 @@ class Trainer:
     """One training run in a folder: model, its moving average, optimizers, step and generator."""
 
     def __init__(
-        self, model: ActionTransformer3DModel, data: WindowDataset, config: TrainConfig, folder: Path
+        self,
+        model: ActionTransformer3DModel,
+        data: WindowDataset,
+        config: TrainConfig,
+        folder: Path,
+        device: torch.device,
     ) -> None:
-        self.model, self.data, self.config, self.folder = model, data, config, folder
+        self.model = model.to(device)
+        self.data, self.config, self.folder, self.device = data, config, folder, device
         self.optimizers = make_optimizers(model, config)
         self.ema = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -118,12 +128,12 @@ class Trainer:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return False
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(saved["model"])
         self.ema = saved["ema"]
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.generator.set_state(saved["generator"])
+        self.generator.set_state(saved["generator"].cpu())
         self.step, self.seconds = saved["step"], saved["seconds"]
         return True
 
@@ -147,7 +157,6 @@ class Trainer:
     def run(
         self,
         *,
-        save_every: int = 250,
         compile_model: bool = False,
         progress: Callable[[int, float], None] | None = None,
     ) -> None:
@@ -165,7 +174,7 @@ class Trainer:
                 progress(self.step, smooth)
             if self.step % 50 == 0:
                 log.append({"step": self.step, "loss": smooth, "seconds": round(self.seconds)})
-            if self.step % save_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                 self.save()
                 with (self.folder / "log.jsonl").open("a") as out:
                     out.writelines(json.dumps(line) + "\n" for line in log)
@@ -177,11 +186,9 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * self.config.learning_rate
-        no_action = self.model.config.num_actions
         batch = self.data.sample(self.config.batch_size, self.generator)
-        loss = velocity_loss(
-            forward, augment(batch, self.config, no_action, self.generator), self.config, self.generator
-        )
+        batch = augment(batch, self.config, self.model.config.num_actions, self.generator)
+        loss = velocity_loss(forward, batch, self.config, self.generator, self.device)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -198,8 +205,4 @@ class Trainer:
         """A copy of the model with the averaged weights."""
         model = ActionTransformer3DModel.from_config(self.model.config)
         model.load_state_dict(self.ema)
-        return model.eval()
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for the model card."""
-        return {"train": asdict(self.config), "steps": self.step, "seconds": round(self.seconds)}
+        return cast(ActionTransformer3DModel, model.eval())

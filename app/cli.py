@@ -1,0 +1,422 @@
+"""The ``worldcache`` command: serve, roll out, train, and list what there is.
+
+What a command needs is imported when it runs: help is instant, and an install without the extras
+says which one is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import worldcache
+from worldcache.errors import InvalidInput, ModelLoadError, WorldCacheError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from worldcache.core import ChunkFinished, ChunkStats, Frames, ModelInfo, RolloutStats
+
+Command: TypeAlias = Callable[[argparse.Namespace], None]
+Writer: TypeAlias = "Callable[[Path, Frames, ModelInfo], None]"
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+SHEET_COLUMNS = 8
+"""Frames in a line of a contact sheet."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, 2 for whatever the caller can put right."""
+    arguments = make_parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        command(arguments)
+    except WorldCacheError as error:
+        return _refuse(arguments.name, str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "app", "worldcache"):
+            raise
+        return _refuse(
+            arguments.name,
+            f"the package {error.name} is not installed; pip install 'worldcache[{arguments.extra}]'",
+        )
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; every subcommand sets ``command``, the function that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="worldcache", description="Cached rollouts of diffusion world models."
+    )
+    parser.add_argument("--version", action="version", version=f"worldcache {worldcache.__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train):
+        add(commands)
+    return parser
+
+
+def parse_actions(text: str) -> list[str | int]:
+    """``"MOVE_LEFT*2,3"`` as ``["MOVE_LEFT", "MOVE_LEFT", 3]``: names or indices, with a count or without.
+
+    Raises:
+        InvalidInput: an entry has no action, or a count that is no positive number.
+    """
+    actions: list[str | int] = []
+    for index, entry in enumerate(text.split(",")):
+        name, star, count = (part.strip() for part in entry.partition("*"))
+        if not name:
+            raise InvalidInput(f"entry {index} of the actions names no action", param=f"actions.{index}")
+        if star and not (count.isdecimal() and int(count)):
+            raise InvalidInput(
+                f"{count!r} in {entry.strip()!r} is no number above 0; repeat an action as in {name}*16",
+                param=f"actions.{index}",
+            )
+        action = int(name) if name.isdecimal() else name
+        actions += [action] * (int(count) if star else 1)
+    return actions
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["max_skip=6"]`` as ``{"max_skip": 6}``: values are JSON, or else text.
+
+    Raises:
+        InvalidInput: an entry is not ``key=value``.
+    """
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InvalidInput(f"--param takes key=value, not {pair!r}", param="cache")
+        try:
+            parameters[key] = json.loads(value)
+        except json.JSONDecodeError:
+            parameters[key] = value
+    return parameters
+
+
+def _add_rollout(commands: Any) -> None:
+    parser = commands.add_parser("rollout", help="generate frames here, without a server")
+    parser.set_defaults(command=_rollout, extra="server")
+    _add_model_options(parser)
+    parser.add_argument("--start", help="one of the model's starts (its first one if left out)")
+    parser.add_argument(
+        "--actions", required=True, help='one per frame, as in "MOVE_LEFT*16,ATTACK" or "1,1,3"'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    parser.add_argument(
+        "--steps", type=_positive, help="denoise steps per chunk (the model's own if left out)"
+    )
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none")
+    policy = parser.add_mutually_exclusive_group()
+    policy.add_argument("--policy", help="cache policy, with its --param")
+    policy.add_argument("--preset", help="one of the model's cache presets")
+    parser.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of the policy; may be repeated",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"where the frames go: {', '.join('*' + ending for ending in WRITERS)} (png: a contact sheet)",
+    )
+
+
+def _rollout(arguments: argparse.Namespace) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    write = _choose_writer(arguments.output)
+    actions = parse_actions(arguments.actions)
+    parameters = parse_parameters(arguments.param)
+    if parameters and not arguments.policy:
+        raise InvalidInput("--param needs --policy", param="cache")
+    model = worldcache.load_model(
+        arguments.model, path=arguments.path, device=arguments.device, dtype=arguments.dtype
+    )
+    if arguments.preset:
+        model.info.preset(arguments.preset)
+    console = _console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("frames", total=len(actions))
+        marks = [time.perf_counter()]
+
+        def tell(chunk: ChunkFinished) -> None:
+            marks.append(time.perf_counter())
+            progress.console.print(describe_chunk(chunk.stats, marks[-1] - marks[-2]), soft_wrap=True)
+            progress.update(task, completed=chunk.first_frame + len(next(iter(chunk.frames.values()))))
+
+        result = worldcache.rollout(
+            model,
+            start=arguments.start,
+            actions=actions,
+            policy=arguments.preset or arguments.policy,
+            seed=arguments.seed,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            on_chunk=tell,
+            **parameters,
+        )
+    console.print(summarise(result.stats, len(actions)), highlight=False, soft_wrap=True)
+    if write is not None:
+        write(arguments.output, result.frames, model.info)
+        console.print(f"wrote {arguments.output}", highlight=False, soft_wrap=True)
+
+
+def describe_chunk(stats: ChunkStats, seconds: float) -> Text:
+    """One line: the chunk's decisions, the share of its steps that were cached, and its time."""
+    from rich.text import Text
+
+    line = Text(f"chunk {stats.index:3d}  ")
+    for letter in stats.decisions:
+        line.append(letter, style="bold green" if letter == "F" else "dim")
+    cached = 1 - stats.steps_full / len(stats.decisions)
+    return line.append(f"  {cached:4.0%} cached  {seconds:.2f} s")
+
+
+def summarise(stats: RolloutStats, frames: int) -> str:
+    """The rollout in one line."""
+    return (
+        f"{frames} frames in {stats.latency_seconds:.2f} s "
+        f"({frames / max(stats.latency_seconds, 1e-9):.1f} frames/s), policy {stats.policy}: "
+        f"{stats.steps_full} of {stats.steps_total} steps computed, skip ratio {stats.skip_ratio:.3f}"
+    )
+
+
+def contact_sheet(frames: Frames, info: ModelInfo) -> NDArray[np.uint8]:
+    """One picture ``[H, W, 3]``: frames from left to right, the modalities below each other, wrapped."""
+    pictures = as_pictures(frames, info)
+    count, height, width, _ = pictures[0].shape
+    columns = min(count, SHEET_COLUMNS)
+    lines = -(-count // columns)
+    stacked = np.zeros((len(pictures), lines * columns, height, width, 3), np.uint8)
+    stacked[:, :count] = pictures
+    grid = stacked.reshape(len(pictures), lines, columns, height, width, 3).transpose(1, 0, 3, 2, 4, 5)
+    return grid.reshape(lines * len(pictures) * height, columns * width, 3)
+
+
+def as_pictures(frames: Frames, info: ModelInfo) -> list[NDArray[np.uint8]]:
+    """Each modality as uint8 ``[F, H, W, 3]``; maps become shades of grey, scaled by the modality's high."""
+    pictures = []
+    for modality in info.modalities:
+        values = frames[modality.name]
+        if values.ndim == 3:
+            grey = np.clip(values / modality.high * 255, 0, 255).round().astype(np.uint8)
+            values = np.repeat(grey[..., None], 3, axis=-1)
+        pictures.append(values)
+    return pictures
+
+
+def _write_contact_sheet(path: Path, frames: Frames, info: ModelInfo) -> None:
+    from PIL import Image
+
+    Image.fromarray(contact_sheet(frames, info)).save(path)
+
+
+def _write_video(path: Path, frames: Frames, info: ModelInfo) -> None:
+    raise NotImplementedError
+
+
+def _write_arrays(path: Path, frames: Frames, info: ModelInfo) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **frames)
+
+
+WRITERS: Mapping[str, Writer] = MappingProxyType(
+    {".mp4": _write_video, ".png": _write_contact_sheet, ".npz": _write_arrays}
+)
+
+
+def _choose_writer(output: Path | None) -> Writer | None:
+    """The writer for the output's ending, found before anything is computed."""
+    if output is None:
+        return None
+    if output.suffix not in WRITERS:
+        raise InvalidInput(f"{output} must end in one of: {', '.join(WRITERS)}", param="output")
+    if not output.absolute().parent.is_dir():
+        raise InvalidInput(f"the folder {output.parent} does not exist; create it first", param="output")
+    return WRITERS[output.suffix]
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run the HTTP service")
+    parser.set_defaults(command=_serve, extra="server")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="port to listen on")
+    parser.add_argument("--model", action="append", dest="models", help="model to serve; may be repeated")
+    parser.add_argument("--device", help="where torch puts the models, as in cuda:0")
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="allow an address that others can reach without API keys",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _add_models(commands: Any) -> None:
+    parser = commands.add_parser("models", help="list the models that can be loaded")
+    parser.set_defaults(command=_models, extra="server")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    table = Table("model", "frames", "actions", "starts", "presets", title_justify="left")
+    for name in worldcache.model_names():
+        try:
+            table.add_row(name, *_describe_model(worldcache.load_model(name).info))
+        except ModelLoadError as error:
+            table.add_row(name, f"cannot be loaded: {error}")
+    _console().print(table)
+
+
+def _describe_model(info: ModelInfo) -> tuple[str, ...]:
+    """The cells of a model's row after its name."""
+    height, width = info.resolution
+    modalities = ", ".join(modality.name for modality in info.modalities)
+    space = info.action_space.describe()
+    presets = (f"{name} (default)" if name == info.default_preset else name for name in info.presets)
+    return (
+        f"{width}x{height} {modalities}\n{info.fps:g} per second, {info.chunk_frames} a chunk\n"
+        f"{info.num_inference_steps} denoise steps",
+        "\n".join(space.get("names", [space["type"]])),
+        "\n".join(info.starts),
+        "\n".join(presets),
+    )
+
+
+def _add_policies(commands: Any) -> None:
+    parser = commands.add_parser("policies", help="list the cache policies and their parameters")
+    parser.set_defaults(command=_policies, extra="server")
+
+
+def _policies(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from worldcache.policies.registry import describe_policies
+
+    table = Table("policy", "plans ahead", "parameters", "what it does")
+    for policy in describe_policies():
+        parameters = policy["parameters"].get("properties", {})
+        table.add_row(
+            policy["name"],
+            "yes" if policy["plans_ahead"] else "no",
+            "\n".join(f"{name}={json.dumps(schema.get('default'))}" for name, schema in parameters.items()),
+            policy["description"],
+        )
+    _console().print(table)
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train", help="train a model of a ViZDoom scenario: collect, train, export, evaluate"
+    )
+    parser.set_defaults(command=_train, extra="train")
+    parser.add_argument("--scenario", default="basic", help="ViZDoom scenario (default: basic)")
+    parser.add_argument("--folder", type=Path, help="of data, checkpoint and model (default: runs/SCENARIO)")
+    parser.add_argument("--model-id", help="name of the exported model")
+    parser.add_argument("--frames", type=_positive, help="frames to collect")
+    parser.add_argument("--heldout-frames", type=_positive, help="frames to collect for the evaluation")
+    parser.add_argument("--steps", type=_positive, help="optimizer steps")
+    parser.add_argument("--batch-size", type=_positive)
+    parser.add_argument("--width", type=_positive, help="of the transformer")
+    parser.add_argument("--depth", type=_positive, help="blocks of the transformer")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--compile", action="store_true", dest="compile_model", help="use torch.compile")
+    parser.add_argument("--device", help="where to train, as in cuda:0")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the folder's checkpoint (the default), or start anew on its data",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from worldcache.training.command import TrainOptions, train
+    from worldcache.training.train import CHECKPOINT, TrainConfig
+
+    folder = arguments.folder or Path("runs") / arguments.scenario
+    recipe = TrainConfig(**_given(arguments, "steps", "batch_size", "seed"))
+    sizes = ("model_id", "frames", "heldout_frames", "width", "depth", "compile_model", "device")
+    options = TrainOptions(
+        scenario=arguments.scenario, folder=folder, train=recipe, **_given(arguments, *sizes)
+    )
+    if not arguments.resume:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    console = _console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        stages: dict[str, TaskID] = {}
+
+        def tell(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in stages:
+                stages[stage] = progress.add_task(stage, total=total, note=note)
+                if progress.disable:
+                    console.print(stage)
+            progress.update(stages[stage], completed=done, note=note)
+
+        model = train(options, tell)
+    console.print(f"wrote {model}; load it with --path {model}", highlight=False, soft_wrap=True)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="doom", help="name of a model (default: doom)")
+    parser.add_argument("--path", type=Path, help="folder of other weights in the model's layout")
+    parser.add_argument("--device", default="cpu", help="where torch puts the model (default: cpu)")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
+
+def _positive(text: str) -> int:
+    """A command-line number above 0."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given; those left out keep the defaults of what they are passed to."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _refuse(command: str, message: str) -> int:
+    sys.stderr.write(f"worldcache {command}: {message}\n")
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The built-in world, with tiny random weights through the same loading code as the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import worldcache
+from worldcache.core import Observation
+from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
+from worldcache.models.base import Row
+from worldcache.models.doom.transformer import ActionTransformer3DModel
+from worldcache.models.doom.world import DoomWorldModel, Start
+from worldcache.training.collect import SCENARIOS
+from worldcache.training.export import export_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = ActionTransformer3DModel(width=32, depth=1, heads=2, head_hidden=8)
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    rng = np.random.default_rng(0)
+    start = Start(rng.integers(0, 62, (4, 48, 64, 4), dtype=np.uint8), (1, 1, 2, 3))
+    path = tmp_path_factory.mktemp("model")
+    export_model(path, network, SCENARIOS["basic"], {"centre": start}, model_id="doom", depth_max=62.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> DoomWorldModel:
+    loaded = worldcache.load_model("doom", path=folder)
+    assert isinstance(loaded, DoomWorldModel)
+    return loaded
+
+
+def test_info_describes_the_world(model: DoomWorldModel) -> None:
+    info = model.info
+    assert info.action_space.describe()["names"] == ["NOOP", "MOVE_LEFT", "MOVE_RIGHT", "ATTACK"]
+    assert [m.name for m in info.modalities] == ["rgb", "depth"]
+    assert info.resolution == (48, 64)
+    assert info.fps == 17.5
+    assert info.starts == ("centre",)
+    assert {"none", "quality", "balanced", "fast"} <= set(info.presets)
+
+
+def test_a_start_brings_its_frames_and_actions(model: DoomWorldModel) -> None:
+    context = model.begin(Observation(start="centre"))
+    assert context.frames.shape == (4, 4, 48, 64)
+    assert context.actions == (1, 1, 2, 3)
+
+
+def test_one_frame_is_repeated_to_fill_the_context(model: DoomWorldModel) -> None:
+    frame = np.full((1, 48, 64, 3), 255, np.uint8)
+    context = model.begin(Observation(frames=frame))
+    assert (context.frames[:3] == 1).all()
+    assert (context.frames[3] == 0).all()  # unknown depth is the middle of the range
+    assert context.actions == (0, 0, 0, 0)
+
+
+def test_depth_is_scaled_to_its_range(model: DoomWorldModel) -> None:
+    frames = np.zeros((4, 48, 64, 3), np.uint8)
+    depth = np.full((4, 48, 64), 62.0, np.float32)
+    assert (model.begin(Observation(frames=frames, depth=depth)).frames[3] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("observation", "param"),
+    [
+        (Observation(start="nowhere"), "observation.start"),
+        (Observation(), "observation"),
+        (Observation(frames=np.zeros((1, 48, 48, 3), np.uint8)), "observation.frames"),
+        (
+            Observation(
+                frames=np.zeros((2, 48, 64, 3), np.uint8), depth=np.zeros((1, 48, 64), np.float32)
+            ),
+            "observation.frames",
+        ),
+    ],
+)
+def test_a_bad_observation_names_its_field(
+    model: DoomWorldModel, observation: Observation, param: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        model.begin(observation)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("actions", "param"),
+    [(["JUMP"], "actions.0"), ([0, 4], "actions.1"), ([0, -1], "actions.1"), ([0, 1, 0.5], "actions.2")],
+)
+def test_a_bad_action_names_its_entry(model: DoomWorldModel, actions: list[object], param: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        model.info.action_space.parse(actions)
+    assert caught.value.param == param
+
+
+def test_names_and_indices_mean_the_same(model: DoomWorldModel) -> None:
+    assert model.info.action_space.parse(["ATTACK", 3, "NOOP", 0]) == (3, 3, 0, 0)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_tokens_come_back(model: DoomWorldModel, branches: int) -> None:
+    output = torch.randn(branches, 4, 4, 48, 64)
+    tokens = model.to_tokens(output)
+    assert tokens.shape == (branches * 192, 384)
+    assert torch.equal(model.from_tokens(tokens), output)
+
+
+def test_modalities_keep_to_their_tokens(model: DoomWorldModel) -> None:
+    output = torch.zeros(1, 4, 4, 48, 64)
+    output[:, 3] = 1.0
+    layout = model.token_layout
+    tokens = model.to_tokens(output)
+    assert layout.names == ("rgb", "depth")
+    assert not tokens[layout.slices("rgb")[0]].any()
+    assert (tokens[layout.slices("depth")[0]].sum(-1) == 128).all()
+
+
+@torch.inference_mode()
+def test_the_unconditional_branch_ignores_the_actions(model: DoomWorldModel) -> None:
+    context = model.begin(Observation(start="centre"))
+    latent = model.initial_latent(torch.Generator().manual_seed(0))
+    left, right = (model.condition(context, (action,) * 4) for action in (1, 2))
+    outputs = model.evaluate(
+        [
+            Row(latent, 900.0, left),
+            Row(latent, 900.0, right),
+            Row(latent, 900.0, left, True),
+            Row(latent, 900.0, right, True),
+        ]
+    )
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert torch.allclose(outputs[2], outputs[3], atol=1e-5)
+
+
+def test_decoding_inverts_the_scale(model: DoomWorldModel) -> None:
+    start = model.begin(Observation(start="centre"))
+    frames = model.decode(start.frames)
+    again = model.begin(Observation(frames=frames["rgb"], depth=frames["depth"]))
+    assert torch.allclose(start.frames, again.frames, atol=1e-5)
+
+
+def test_the_context_moves_on(model: DoomWorldModel) -> None:
+    context = model.begin(Observation(start="centre"))
+    latent = torch.full((4, 4, 48, 64), 2.0)
+    moved = model.advance(context, latent, (0, 1, 2, 3))
+    assert (moved.frames == 1).all()  # clamped to what a frame can hold
+    assert moved.actions == (0, 1, 2, 3)
+
+
+def test_a_rollout_repeats_with_its_seed_and_follows_its_actions(model: DoomWorldModel) -> None:
+    def frames(action: str, seed: int) -> np.ndarray:
+        result = worldcache.rollout(model, actions=[action] * 5, seed=seed, num_inference_steps=6)
+        return result.frames["depth"]
+
+    first = frames("MOVE_LEFT", 1)
+    assert first.shape == (5, 48, 64)
+    assert np.array_equal(first, frames("MOVE_LEFT", 1))
+    assert not np.array_equal(first, frames("MOVE_LEFT", 2))
+    assert not np.array_equal(first, frames("MOVE_RIGHT", 1))
+
+
+def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"world\.json"):
+        worldcache.load_model("doom", path=tmp_path)
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(UnknownName, match="doom"):
+        worldcache.load_model("quake")
+    with pytest.raises(UnknownName, match="bfloat16"):
+        worldcache.load_model("doom", dtype="int8")
+    with pytest.raises(InvalidInput, match="device"):
+        worldcache.load_model("doom", device="abacus")
+
+
+def test_weights_ship_in_bfloat16(folder: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(folder / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
