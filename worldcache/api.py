@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class RolloutResult:
 def choose_policy(model: WorldModel, policy: str | AnyPolicy | None, **parameters: object) -> AnyPolicy:
     """A policy from a policy's name and parameters, a preset's name, or the model's default preset."""
     if policy is None or isinstance(policy, str):
-        if policy is None or policy in (*model.info.presets, "auto") and policy != "none":
+        if policy is None or (policy in (*model.info.presets, "auto") and policy != "none"):
             if parameters:
                 raise InvalidInput("parameters need the name of a policy, not of a preset", param="cache")
             preset = model.info.preset(policy or model.info.default_preset)

@@ -15,7 +15,9 @@ from worldcache.policies.registry import make_policy
 from worldcache.sampler import chunk_generator
 
 
-def denoiser(policy: str, steps: int, guidance: float = 1.0, action: int = 0, **parameters: Any) -> ChunkDenoiser:
+def denoiser(
+    policy: str, steps: int, guidance: float = 1.0, action: int = 0, **parameters: Any
+) -> ChunkDenoiser:
     model = ToyWorldModel()
     return ChunkDenoiser(
         model, make_policy(policy, **parameters), (action,) * 4, steps, guidance, chunk_generator(7, 0)

@@ -22,7 +22,9 @@ from worldcache.policies.registry import make_policy
 CENTRE = Observation(start="centre")
 
 
-def request(policy: str = "none", frames: int = 8, seed: int = 1, steps: int = 6, **parameters: Any) -> RolloutRequest:
+def request(
+    policy: str = "none", frames: int = 8, seed: int = 1, steps: int = 6, **parameters: Any
+) -> RolloutRequest:
     return RolloutRequest(CENTRE, (1,) * frames, make_policy(policy, **parameters), seed, steps)
 
 
@@ -101,7 +103,11 @@ def test_max_batch_bounds_a_call_and_nobody_starves() -> None:
 
 
 def test_neighbours_change_nothing() -> None:
-    mixed = [request("worldcache", seed=3, steps=12), request("none", seed=4), request("taylor", seed=5, steps=9)]
+    mixed = [
+        request("worldcache", seed=3, steps=12),
+        request("none", seed=4),
+        request("taylor", seed=5, steps=9),
+    ]
     together = finish(Engine(), ToyWorldModel(), *mixed)
     for one, listener in zip(mixed, together, strict=True):
         (alone,) = finish(Engine(), ToyWorldModel(), one)

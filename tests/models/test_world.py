@@ -75,9 +75,7 @@ def test_depth_is_scaled_to_its_range(model: DoomWorldModel) -> None:
         (Observation(), "observation"),
         (Observation(frames=np.zeros((1, 48, 48, 3), np.uint8)), "observation.frames"),
         (
-            Observation(
-                frames=np.zeros((2, 48, 64, 3), np.uint8), depth=np.zeros((1, 48, 64), np.float32)
-            ),
+            Observation(frames=np.zeros((2, 48, 64, 3), np.uint8), depth=np.zeros((1, 48, 64), np.float32)),
             "observation.frames",
         ),
     ],
@@ -184,4 +182,4 @@ def test_weights_ship_in_bfloat16(folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
-        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}

@@ -7,8 +7,8 @@ import torch
 
 from worldcache.errors import InvalidInput
 from worldcache.policies import Schedule, TokenLayout, make_policy
-from worldcache.policies.worldcache import PUBLISHED_PRESETS, WorldCacheConfig
 from worldcache.policies.replay import Replay, replay
+from worldcache.policies.worldcache import PUBLISHED_PRESETS, WorldCacheConfig
 
 # Four tokens of width one at steps 0, 1, 2, and what follows from them at step 2:
 #

@@ -69,7 +69,10 @@ def test_augmentation_leaves_the_target_alone() -> None:
     assert (changed.context[:, 3:] == 0).all()
     assert not torch.equal(changed.context, batch.context)
     untouched = augment(
-        batch, TrainConfig(drop_actions=0, still_context=0, drop_depth=0, context_noise=0), 4, torch.Generator()
+        batch,
+        TrainConfig(drop_actions=0, still_context=0, drop_depth=0, context_noise=0),
+        4,
+        torch.Generator(),
     )
     assert isinstance(untouched, Batch) and torch.equal(untouched.context, batch.context)
 

@@ -91,9 +91,7 @@ def compare(
 
 
 def _summary(label: str, mine: Sequence[RolloutResult], uncached: Sequence[RolloutResult]) -> Comparison:
-    ratios = [
-        a.stats.denoise_seconds / b.stats.denoise_seconds for a, b in zip(mine, uncached, strict=True)
-    ]
+    ratios = [a.stats.denoise_seconds / b.stats.denoise_seconds for a, b in zip(mine, uncached, strict=True)]
     ratio = statistics.median(ratios)
     total = sum(r.stats.steps_total for r in mine)
     full = sum(r.stats.steps_full for r in mine)
@@ -114,7 +112,10 @@ def _summary(label: str, mine: Sequence[RolloutResult], uncached: Sequence[Rollo
         psnr=10 * np.log10(255**2 / mse) if mse else float("inf"),
         depth_difference=float(
             np.mean(
-                [np.abs(a.frames["depth"] - b.frames["depth"]).mean() for a, b in zip(mine, uncached, strict=True)]
+                [
+                    np.abs(a.frames["depth"] - b.frames["depth"]).mean()
+                    for a, b in zip(mine, uncached, strict=True)
+                ]
             )
         ),
     )
@@ -147,10 +148,11 @@ def as_markdown(results: Sequence[Comparison]) -> str:
     ]
     for r in results:
         low, high = r.time_ratio_spread
-        psnr = "–" if np.isinf(r.psnr) else f"{r.psnr:.1f}"
+        psnr = "-" if np.isinf(r.psnr) else f"{r.psnr:.1f}"
+        steps = f"{r.steps_full} of {r.steps_total}"
+        ratio = f"{r.time_ratio:.3f} ({low:.3f} to {high:.3f})"
         lines.append(
-            f"| `{r.label}` | {r.steps_full} of {r.steps_total} | {r.time_ratio:.3f} ({low:.3f}–{high:.3f}) | "
-            f"{r.speed_up:.2f}× | {psnr} | {r.depth_difference:.3f} |"
+            f"| `{r.label}` | {steps} | {ratio} | {r.speed_up:.2f}x | {psnr} | {r.depth_difference:.3f} |"
         )
     return "\n".join(lines)
 

@@ -103,5 +103,5 @@ class WorldModel(ABC):
     def memory_bytes(self) -> int:
         """Bytes of the weights."""
 
-    def warm(self) -> None:
+    def warm(self) -> None:  # noqa: B027 (a model may have nothing to warm)
         """Run whatever is slow the first time, so that the first request is not."""

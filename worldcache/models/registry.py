@@ -17,9 +17,7 @@ _LOADERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"doom": ("worldcache.models.doom.world", "DoomWorldModel")}
 )
 
-DTYPES = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-)
+DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
 
 
 def model_names() -> tuple[str, ...]:

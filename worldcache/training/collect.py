@@ -136,7 +136,9 @@ def play(game: Any, scenario: Scenario, rng: np.random.Generator, frames: int) -
     pressed = np.eye(len(scenario.actions))[:, 1:].tolist()
     actor: Any = random_actions(scenario, rng)
     action = next(actor)
-    images, actions, positions = [], [], []
+    images: list[NDArray[np.uint8]] = []
+    positions: list[tuple[float, float]] = []
+    actions: list[int] = []
     while len(images) < frames and not game.is_episode_finished():
         game.make_action(pressed[action], scenario.tics)
         seen = observe(game)

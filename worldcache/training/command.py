@@ -142,9 +142,7 @@ def evaluate(
     }
 
 
-def _episodes(
-    options: TrainOptions, name: str, frames: int, seed: int, progress: Progress
-) -> list[Episode]:
+def _episodes(options: TrainOptions, name: str, frames: int, seed: int, progress: Progress) -> list[Episode]:
     """Read the episodes called ``name``, playing them first if that was not done yet."""
     path = options.folder / f"{name}.npz"
     if not path.exists():
@@ -162,9 +160,7 @@ def _episodes(
     return load_episodes(path)
 
 
-def _trainer(
-    options: TrainOptions, scenario: Scenario, episodes: list[Episode], depth_max: float
-) -> Trainer:
+def _trainer(options: TrainOptions, scenario: Scenario, episodes: list[Episode], depth_max: float) -> Trainer:
     torch.manual_seed(options.train.seed)
     model = ActionTransformer3DModel(
         num_actions=len(scenario.actions),

@@ -89,7 +89,7 @@ def generate(
         if progress and ended > done:
             progress(ended - done)
             done = ended
-    results = []
+    results: list[tuple[Frames, RolloutEnded]] = []
     for collected in events:
         end = collected[-1]
         assert isinstance(end, RolloutEnded)
@@ -132,9 +132,7 @@ def mean_errors(errors: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([e[key] for e in errors])) for key in errors[0]}
 
 
-def first_chunk_report(
-    samples: Sequence[Sample], generated: Sequence[Frames]
-) -> dict[str, Any]:
+def first_chunk_report(samples: Sequence[Sample], generated: Sequence[Frames]) -> dict[str, Any]:
     """Errors of the model and of repeating the last frame, over all samples and where the view moves."""
     moving = [view_moves(sample) for sample in samples]
     model = [frame_errors(frames, s.truth) for s, frames in zip(samples, generated, strict=True)]
@@ -173,7 +171,9 @@ def control_accuracy(
         hit = np.concatenate(parts)
         report[name] = {
             "accuracy": float(hit.mean()),
-            "by_action": {n: float(hit[actions == i].mean()) for i, n in enumerate(names) if (actions == i).any()},
+            "by_action": {
+                n: float(hit[actions == i].mean()) for i, n in enumerate(names) if (actions == i).any()
+            },
             "last_quarter": float(np.stack(parts)[:, -len(commanded[0]) // 4 :].mean()),
         }
     return report

@@ -22,7 +22,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {"policy": "none"},
     "quality": {"policy": "worldcache", "parameters": {"max_skip": 3, "drift_threshold": 0.5}},
     "balanced": {"policy": "worldcache"},
-    "fast": {"policy": "worldcache", "parameters": {"max_skip": 8, "drift_threshold": 4.0, "warmup_steps": 3}},
+    "fast": {
+        "policy": "worldcache",
+        "parameters": {"max_skip": 8, "drift_threshold": 4.0, "warmup_steps": 3},
+    },
 }
 
 
@@ -115,8 +118,8 @@ def model_card(world: Mapping[str, Any], recipe: Mapping[str, Any], report: Mapp
             "",
             f"{recipe['frames']:,} frames of the ViZDoom scenario `{world['scenario']}` for training, "
             f"{recipe['heldout_frames']:,} from other seeds held out. Sticky random actions "
-            f"({', '.join(world['actions'])}), weapon on, HUD off, god mode, infinite ammunition; rendered at "
-            "320x240 and averaged down to 64x48.",
+            f"({', '.join(world['actions'])}), weapon on, HUD off, god mode, infinite ammunition; "
+            "rendered at 320x240 and averaged down to 64x48.",
             "",
             "## Recipe",
             "",
@@ -145,7 +148,7 @@ def model_card(world: Mapping[str, Any], recipe: Mapping[str, Any], report: Mapp
             "|---|---|---|",
             *control_rows,
             f"| all | {generated['accuracy']:.1%} | {real['accuracy']:.1%} |",
-            f"| all, last quarter of the rollout | {generated['last_quarter']:.1%} | {real['last_quarter']:.1%} |",
+            f"| all, last quarter | {generated['last_quarter']:.1%} | {real['last_quarter']:.1%} |",
             "",
             "## Limits",
             "",

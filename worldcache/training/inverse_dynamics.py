@@ -93,7 +93,8 @@ def degrade(window: Tensor) -> Tensor:
     soft = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     blurred = torch.rand(len(window)).repeat_interleave(window.shape[1]) < 0.5
     mixed = torch.where(blurred[:, None, None, None], soft, flat)
-    return (mixed + 0.03 * torch.randn_like(mixed)).permute(0, 2, 3, 1).unflatten(0, window.shape[:2])
+    noisy: Tensor = (mixed + 0.03 * torch.randn_like(mixed)).permute(0, 2, 3, 1)
+    return noisy.view(window.shape)
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
         matrices: ``[K, rows, columns]``.
     """
     a, b, c = NEWTON_SCHULZ
+    x: Tensor
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]

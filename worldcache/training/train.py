@@ -87,14 +87,17 @@ def velocity_loss(
     noisy = torch.lerp(chunk, noise, sigma.view(-1, 1, 1, 1, 1))
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         velocity = model(noisy, sigma * NUM_TRAIN_TIMESTEPS, context, actions, return_dict=False)[0]
-    return (velocity.float() - (noise - chunk)).square().mean()
+    error: Tensor = velocity.float() - (noise - chunk)
+    return error.square().mean()
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer blocks, AdamW for everything else."""
     named = dict(model.named_parameters())
     matrices = [
-        p for n, p in named.items() if n.startswith("transformer_blocks") and p.ndim == 2 and "modulation" not in n
+        p
+        for n, p in named.items()
+        if n.startswith("transformer_blocks") and p.ndim == 2 and "modulation" not in n
     ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]

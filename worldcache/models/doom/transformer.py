@@ -46,7 +46,8 @@ class SelfAttention(nn.Module):
         qkv = self.to_qkv(hidden_states).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
-        return self.to_out(out.transpose(1, 2).reshape(batch, tokens, width))
+        mixed: Tensor = self.to_out(out.transpose(1, 2).reshape(batch, tokens, width))
+        return mixed
 
 
 class ActionTransformerBlock(nn.Module):
@@ -100,7 +101,8 @@ class ContextStem(nn.Module):
         )
 
     def forward(self, context: Tensor) -> Tensor:
-        return self.layers(context).flatten(2).transpose(1, 2)
+        grid: Tensor = self.layers(context)
+        return grid.flatten(2).transpose(1, 2)
 
 
 class PixelHead(nn.Module):
@@ -118,14 +120,15 @@ class PixelHead(nn.Module):
         self.conv_mid2 = nn.Conv2d(hidden, hidden, 3, padding=4, dilation=4)
         self.conv_out = nn.Conv2d(hidden, out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out.bias.data.zero_()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         scale, shift = self.modulation(F.silu(temb))[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.conv_in(x), 1 + scale))
         h = F.silu(self.conv_mid(h))
         h = h + F.silu(self.conv_mid2(h))
-        return self.conv_out(h)
+        correction: Tensor = self.conv_out(h)
+        return correction
 
 
 class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
@@ -148,7 +151,7 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
     _no_split_modules = ["ActionTransformerBlock"]  # noqa: RUF012 (diffusers' name and type)
     modality_channels = (3, 1)
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_actions: int = 4,
@@ -204,9 +207,7 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
         """``[B, C, T, H, W] -> [B, T/group, H/p * W/p, group*p*p*C]``."""
         batch, channels, time, height, width = frames.shape
         p = self.config.patch
-        x = frames.reshape(
-            batch, channels, time // group_frames, group_frames, height // p, p, width // p, p
-        )
+        x = frames.reshape(batch, channels, time // group_frames, group_frames, height // p, p, width // p, p)
         x = x.permute(0, 2, 4, 6, 3, 5, 7, 1)
         return x.reshape(batch, time // group_frames, self.grid[0] * self.grid[1], -1)
 
@@ -223,20 +224,23 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
         batch = noisy.shape[0]
         stem = self.embed_stem(self.stem(context.flatten(1, 2)))
         stem = stem.view(batch, -1, self.groups, 2, stem.shape[-1] // (2 * self.groups))
-        modalities = []
+        modalities: list[Tensor] = []
         split = zip(
             noisy.split(self.modality_channels, 1), context.split(self.modality_channels, 1), strict=True
         )
         for index, (x, c) in enumerate(split):
-            tokens = self.embed_noisy[index](self.patchify(x, self.config.patch_time))
-            modalities.append(tokens + self.embed_context[index](self.patchify(c, self.config.context_frames)))
-        tokens = torch.stack(modalities, dim=2) + self.position + stem.permute(0, 2, 3, 1, 4)
-        return tokens.reshape(batch, -1, tokens.shape[-1])
+            noisy_patches = self.patchify(x, self.config.patch_time)
+            context_patches = self.patchify(c, self.config.context_frames)
+            modalities.append(
+                self.embed_noisy[index](noisy_patches) + self.embed_context[index](context_patches)
+            )
+        tokens: Tensor = torch.stack(modalities, dim=2) + self.position + stem.permute(0, 2, 3, 1, 4)
+        return tokens.flatten(1, 3)
 
     def condition(self, timestep: Tensor, actions: Tensor) -> Tensor:
         """Modulation input ``[B, G, width]`` from timesteps ``[B]`` and actions ``[B, context+chunk]``."""
-        time = self.time_embed(self.time_proj(timestep).to(self.position.dtype))
-        action = self.action_mlp(self.action_embed(actions).flatten(1))
+        time: Tensor = self.time_embed(self.time_proj(timestep).to(self.position.dtype))
+        action: Tensor = self.action_mlp(self.action_embed(actions).flatten(1))
         return time[:, None] + action.view(len(actions), self.groups, -1)
 
     def predict_clean(self, noisy: Tensor, timestep: Tensor, context: Tensor, actions: Tensor) -> Tensor:
@@ -250,13 +254,11 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
         tokens = self.norm_out(tokens).view(batch, self.groups, -1, tokens.shape[-1])
         tokens = torch.addcmul(shift, tokens, 1 + scale)
         tokens = tokens.view(batch, self.groups, 2, -1, tokens.shape[-1])
-        coarse = torch.cat(
-            [self.unpatchify(proj(tokens[:, :, i]), self.config.patch_time) for i, proj in enumerate(self.proj_out)],
-            dim=1,
-        )
+        patches = [proj(tokens[:, :, i]) for i, proj in enumerate(self.proj_out)]
+        coarse = torch.cat([self.unpatchify(p, self.config.patch_time) for p in patches], dim=1)
         last = context[:, :, -1:].expand_as(coarse)
         pixels = torch.cat([coarse, noisy, last], dim=1).transpose(1, 2).flatten(0, 1)
-        correction = self.head(pixels, temb.mean(1).repeat_interleave(frames, 0))
+        correction: Tensor = self.head(pixels, temb.mean(1).repeat_interleave(frames, 0))
         return coarse + correction.view(batch, frames, -1, height, width).transpose(1, 2)
 
     def forward(

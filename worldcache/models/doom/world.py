@@ -106,9 +106,7 @@ class DoomWorldModel(WorldModel):
         self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
 
     @classmethod
-    def load(
-        cls, path: str | Path | None, *, device: torch.device, dtype: torch.dtype
-    ) -> DoomWorldModel:
+    def load(cls, path: str | Path | None, *, device: torch.device, dtype: torch.dtype) -> DoomWorldModel:
         """Load a folder with ``world.json``, ``starts.npz``, ``transformer/`` and ``scheduler/``.
 
         Raises:
@@ -152,9 +150,7 @@ class DoomWorldModel(WorldModel):
         return DoomContext(self._scale(torch.cat([padding, known], 1)), (0,) * self.info.context_frames)
 
     def condition(self, context: DoomContext, actions: Sequence[int]) -> DoomCondition:
-        return DoomCondition(
-            context.frames, torch.tensor((*context.actions, *actions), device=self.device)
-        )
+        return DoomCondition(context.frames, torch.tensor((*context.actions, *actions), device=self.device))
 
     def initial_latent(self, generator: torch.Generator) -> Tensor:
         shape = (4, self.info.chunk_frames, *self.info.resolution)
@@ -166,7 +162,7 @@ class DoomWorldModel(WorldModel):
 
     def evaluate(self, rows: Sequence[Row]) -> Tensor:
         no_action = torch.full_like(rows[0].condition.actions, self._no_action)
-        velocity = self.transformer(
+        velocity: Tensor = self.transformer(
             torch.stack([row.latent for row in rows]).to(self._dtype),
             torch.tensor([row.timestep for row in rows], device=self.device),
             torch.stack([row.condition.frames for row in rows]).to(self._dtype),
