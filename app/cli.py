@@ -7,10 +7,13 @@ says which one is missing.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import worldcache
+from app.bench import add_bench
 from worldcache.errors import InvalidInput, ModelLoadError, WorldCacheError
 
 if TYPE_CHECKING:
@@ -28,13 +32,19 @@ if TYPE_CHECKING:
     from worldcache.core import ChunkFinished, ChunkStats, Frames, ModelInfo, RolloutStats
 
 Command: TypeAlias = Callable[[argparse.Namespace], None]
-Writer: TypeAlias = "Callable[[Path, Frames, ModelInfo], None]"
+Encoder: TypeAlias = "Callable[[Frames, ModelInfo], bytes]"
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 SHEET_COLUMNS = 8
 """Frames in a line of a contact sheet."""
+
+SHEET_HEIGHT = 96
+"""Smaller frames are enlarged by a whole factor to this height in a contact sheet."""
+
+VIDEO_HEIGHT = 240
+"""The same for videos."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"worldcache {worldcache.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train):
+    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train, add_bench):
         add(commands)
     return parser
 
@@ -134,14 +144,14 @@ def _add_rollout(commands: Any) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"where the frames go: {', '.join('*' + ending for ending in WRITERS)} (png: a contact sheet)",
+        help=f"where the frames go: {', '.join('*' + ending for ending in ENCODERS)} (png: a contact sheet)",
     )
 
 
 def _rollout(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    write = _choose_writer(arguments.output)
+    encode = _choose_encoder(arguments.output)
     actions = parse_actions(arguments.actions)
     parameters = parse_parameters(arguments.param)
     if parameters and not arguments.policy:
@@ -174,8 +184,8 @@ def _rollout(arguments: argparse.Namespace) -> None:
             **parameters,
         )
     console.print(summarise(result.stats, len(actions)), highlight=False, soft_wrap=True)
-    if write is not None:
-        write(arguments.output, result.frames, model.info)
+    if encode is not None:
+        arguments.output.write_bytes(encode(result.frames, model.info))
         console.print(f"wrote {arguments.output}", highlight=False, soft_wrap=True)
 
 
@@ -201,66 +211,80 @@ def summarise(stats: RolloutStats, frames: int) -> str:
 
 def contact_sheet(frames: Frames, info: ModelInfo) -> NDArray[np.uint8]:
     """One picture ``[H, W, 3]``: frames from left to right, the modalities below each other, wrapped."""
-    pictures = as_pictures(frames, info)
-    count, height, width, _ = pictures[0].shape
+    from app import media
+
+    modalities = [media.enlarge(pixels, SHEET_HEIGHT) for pixels in _pixels(frames, info)]
+    count, height, width, _ = modalities[0].shape
     columns = min(count, SHEET_COLUMNS)
     lines = -(-count // columns)
-    stacked = np.zeros((len(pictures), lines * columns, height, width, 3), np.uint8)
-    stacked[:, :count] = pictures
-    grid = stacked.reshape(len(pictures), lines, columns, height, width, 3).transpose(1, 0, 3, 2, 4, 5)
-    return grid.reshape(lines * len(pictures) * height, columns * width, 3)
+    padded = np.zeros((len(modalities), lines * columns, height, width, 3), np.uint8)
+    padded[:, :count] = modalities
+    grid = padded.reshape(len(modalities), lines, columns, height, width, 3).transpose(1, 0, 3, 2, 4, 5)
+    return grid.reshape(lines * len(modalities) * height, columns * width, 3)
 
 
-def as_pictures(frames: Frames, info: ModelInfo) -> list[NDArray[np.uint8]]:
-    """Each modality as uint8 ``[F, H, W, 3]``; maps become shades of grey, scaled by the modality's high."""
-    pictures = []
-    for modality in info.modalities:
-        values = frames[modality.name]
-        if values.ndim == 3:
-            grey = np.clip(values / modality.high * 255, 0, 255).round().astype(np.uint8)
-            values = np.repeat(grey[..., None], 3, axis=-1)
-        pictures.append(values)
-    return pictures
+def _pixels(frames: Frames, info: ModelInfo) -> list[NDArray[np.uint8]]:
+    """Each modality as uint8 ``[F, H, W, 3]``."""
+    from app import media
+
+    return [media.to_pixels(frames[modality.name], modality) for modality in info.modalities]
 
 
-def _write_contact_sheet(path: Path, frames: Frames, info: ModelInfo) -> None:
+def _encode_contact_sheet(frames: Frames, info: ModelInfo) -> bytes:
     from PIL import Image
 
-    Image.fromarray(contact_sheet(frames, info)).save(path)
+    stream = io.BytesIO()
+    Image.fromarray(contact_sheet(frames, info)).save(stream, "PNG")
+    return stream.getvalue()
 
 
-def _write_video(path: Path, frames: Frames, info: ModelInfo) -> None:
-    raise NotImplementedError
+def _encode_video(format: str, frames: Frames, info: ModelInfo) -> bytes:
+    """The modalities above each other."""
+    from app import media
+
+    enlarged = [media.enlarge(pixels, VIDEO_HEIGHT) for pixels in _pixels(frames, info)]
+    return media.encode_video(np.concatenate(enlarged, axis=1), info.fps, format)
 
 
-def _write_arrays(path: Path, frames: Frames, info: ModelInfo) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **frames)
+def _encode_arrays(frames: Frames, info: ModelInfo) -> bytes:
+    from app import media
+
+    return media.to_npz(frames)
 
 
-WRITERS: Mapping[str, Writer] = MappingProxyType(
-    {".mp4": _write_video, ".png": _write_contact_sheet, ".npz": _write_arrays}
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
+    {
+        ".mp4": partial(_encode_video, "mp4"),
+        ".webp": partial(_encode_video, "webp"),
+        ".png": _encode_contact_sheet,
+        ".npz": _encode_arrays,
+    }
 )
 
 
-def _choose_writer(output: Path | None) -> Writer | None:
-    """The writer for the output's ending, found before anything is computed."""
+def _choose_encoder(output: Path | None) -> Encoder | None:
+    """The encoder for the output's ending, found before anything is computed."""
     if output is None:
         return None
-    if output.suffix not in WRITERS:
-        raise InvalidInput(f"{output} must end in one of: {', '.join(WRITERS)}", param="output")
+    if output.suffix not in ENCODERS:
+        raise InvalidInput(f"{output} must end in one of: {', '.join(ENCODERS)}", param="output")
     if not output.absolute().parent.is_dir():
         raise InvalidInput(f"the folder {output.parent} does not exist; create it first", param="output")
-    return WRITERS[output.suffix]
+    return ENCODERS[output.suffix]
 
 
 def _add_serve(commands: Any) -> None:
-    parser = commands.add_parser("serve", help="run the HTTP service")
+    parser = commands.add_parser(
+        "serve",
+        help="run the HTTP service",
+        description="Runs the HTTP service. Options go before the environment's WORLDCACHE_* settings.",
+    )
     parser.set_defaults(command=_serve, extra="server")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on")
     parser.add_argument("--model", action="append", dest="models", help="model to serve; may be repeated")
     parser.add_argument("--device", help="where torch puts the models, as in cuda:0")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument(
         "--insecure",
         action="store_true",
@@ -270,7 +294,27 @@ def _add_serve(commands: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    raise NotImplementedError
+    import uvicorn
+    from pydantic import ValidationError
+
+    from app.main import create_app
+    from app.settings import Settings, check_binding
+
+    try:
+        settings = Settings(**_given(arguments, "host", "port", "models", "device", "dtype", "insecure"))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
+    check_binding(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+    )
 
 
 def _add_models(commands: Any) -> None:

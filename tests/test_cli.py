@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 import worldcache
@@ -185,13 +187,15 @@ def test_the_frames_are_written_as_a_contact_sheet(toy: ToyWorldModel, tmp_path:
     path = tmp_path / "out.png"
     assert main([*ROLLOUT, "--output", str(path)]) == 0
     with Image.open(path) as picture:
-        assert picture.size == (6 * 64, 2 * 48)
+        assert picture.size == (6 * 128, 2 * 96)  # twice as large
 
 
-def test_the_frames_are_written_as_a_video(toy: ToyWorldModel, tmp_path: Path) -> None:
-    path = tmp_path / "out.mp4"
+@pytest.mark.parametrize("ending", ["mp4", "webp"])
+def test_the_frames_are_written_as_a_video(ending: str, toy: ToyWorldModel, tmp_path: Path) -> None:
+    path = tmp_path / f"out.{ending}"
     assert main([*ROLLOUT, "--output", str(path)]) == 0
-    assert path.read_bytes()[4:8] == b"ftyp"
+    mark = {"mp4": path.read_bytes()[4:8] == b"ftyp", "webp": path.read_bytes()[8:12] == b"WEBP"}
+    assert mark[ending]
 
 
 def test_a_contact_sheet_wraps_and_puts_depth_below_rgb() -> None:
@@ -199,8 +203,9 @@ def test_a_contact_sheet_wraps_and_puts_depth_below_rgb() -> None:
     rgb = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(48, 1).repeat(64, 2).repeat(3, 3)
     depth = np.full((10, 48, 64), info.modality("depth").high / 2, np.float32)
     sheet = contact_sheet({"rgb": rgb, "depth": depth}, info)
-    assert sheet.shape == (4 * 48, 8 * 64, 3)  # two lines of eight frames, each of rgb over depth
-    tops = sheet[::48, ::64, 0]
+    # Two lines of eight frames, rgb over depth in each, every pixel twice as wide and high.
+    assert sheet.shape == (4 * 96, 8 * 128, 3)
+    tops = sheet[::96, ::128, 0]
     assert tops[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert tops[1].tolist() == [128] * 8  # half of 255, rounded
     assert tops[2].tolist() == [8, 9, 0, 0, 0, 0, 0, 0]
@@ -230,6 +235,46 @@ def test_policies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("none", "interval", "taylor", "worldcache", "max_skip="):
         assert word in out
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What uvicorn was asked to run, instead of running it; no setting comes from the environment."""
+    calls: list[dict[str, Any]] = []
+    for variable in [name for name in os.environ if name.startswith("WORLDCACHE_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: calls.append({"app": app, **options}))
+    return calls
+
+
+def test_serving_overrides_the_settings(
+    served: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLDCACHE_PORT", "8001")
+    monkeypatch.setenv("WORLDCACHE_DRAIN_SECONDS", "2.5")
+    assert main(["serve", "--host", "127.0.0.2", "--port", "8002"]) == 0
+    (call,) = served
+    assert (call["host"], call["port"], call["timeout_graceful_shutdown"]) == ("127.0.0.2", 8002, 3)
+    assert main(["serve"]) == 0
+    assert (served[1]["host"], served[1]["port"]) == ("127.0.0.1", 8001)
+
+
+def test_serving_everyone_without_a_key_is_refused(
+    served: list[dict[str, Any]], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--insecure" in refused("serve", "--host", "0.0.0.0")
+    assert not served
+    assert main(["serve", "--host", "0.0.0.0", "--insecure"]) == 0
+    monkeypatch.setenv("WORLDCACHE_API_KEYS", "secret")
+    assert main(["serve", "--host", "0.0.0.0"]) == 0
+    assert len(served) == 2
+
+
+def test_a_setting_that_cannot_be_is_refused_by_name(
+    served: list[dict[str, Any]], refused: Callable[..., str]
+) -> None:
+    assert refused("serve", "--port", "99999").startswith("worldcache serve: setting port: ")
+    assert not served
 
 
 def test_training_an_unknown_scenario_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

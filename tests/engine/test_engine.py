@@ -102,6 +102,17 @@ def test_max_batch_bounds_a_call_and_nobody_starves() -> None:
     assert all(listener.end.status == "succeeded" for listener in listeners)
 
 
+def test_max_active_makes_others_wait() -> None:
+    engine, model, listeners = Engine(max_active=1), ToyWorldModel(), [Listener(), Listener()]
+    for listener in listeners:
+        engine.submit(Rollout(model, request(frames=4, steps=3), listener))
+    engine.tick()
+    assert listeners[0].events and not listeners[1].events
+    while not engine.idle:
+        engine.tick()
+    assert [listener.end.status for listener in listeners] == ["succeeded", "succeeded"]
+
+
 def test_neighbours_change_nothing() -> None:
     mixed = [
         request("worldcache", seed=3, steps=12),

@@ -36,13 +36,19 @@ class Engine:
 
     Args:
         max_batch: most backbone rows in one call.
+        max_active: most rollouts that run at once; the others wait in line.
         observer: told of every backbone call, on the engine's thread.
     """
 
-    def __init__(self, max_batch: int = 8, observer: Callable[[BackboneCall], None] | None = None) -> None:
+    def __init__(
+        self,
+        max_batch: int = 8,
+        max_active: int = 64,
+        observer: Callable[[BackboneCall], None] | None = None,
+    ) -> None:
         if max_batch < 2:
             raise ValueError("max_batch must be at least 2: a guided rollout needs two rows a step")
-        self.max_batch = max_batch
+        self.max_batch, self.max_active = max_batch, max_active
         self._observer = observer or (lambda call: None)
         self._waiting: deque[Rollout] = deque()
         self._active: deque[Rollout] = deque()
@@ -91,7 +97,7 @@ class Engine:
                 group.popleft().end("failed", error)
 
     def _admit(self) -> None:
-        while self._waiting:
+        while self._waiting and len(self._active) < self.max_active:
             rollout = self._waiting.popleft()
             self._active.append(rollout)
             with self._alone(rollout):

@@ -1,0 +1,69 @@
+"""API keys: who may use ``/v1/*``, and whose a rollout is."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import error_response
+
+ANYONE = "anyone"
+"""The owner of everything while no keys are configured."""
+
+
+class ApiKeys:
+    """The configured keys.
+
+    Args:
+        keys: empty if no key is asked for.
+    """
+
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        self._keys = tuple(key.get_secret_value().encode() for key in keys)
+
+    def owner(self, authorization: str) -> str | None:
+        """The owner that an ``Authorization`` header stands for, ``None`` if it opens nothing.
+
+        An owner is a digest of the key, so that the key itself is never stored. All keys are compared,
+        each in constant time.
+        """
+        if not self._keys:
+            return ANYONE
+        scheme, _, credentials = authorization.partition(" ")
+        given = credentials.strip().encode("utf-8", "surrogateescape")
+        found: str | None = None
+        for key in self._keys:
+            if hmac.compare_digest(key, given) and scheme.lower() == "bearer":
+                found = hashlib.sha256(key).hexdigest()[:32]
+        return found
+
+
+class AuthMiddleware:
+    """Answers 401 on ``/v1/*`` without a valid key, before the body is read."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self.app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        owner = self._keys.owner(Headers(scope=scope).get("authorization", ""))
+        if owner is None:
+            response = error_response(
+                scope["state"]["request_id"],
+                401,
+                "unauthorized",
+                "a valid API key is needed; send it as Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
+            )
+            await response(scope, receive, send)
+            return
+        scope["state"]["owner"] = owner
+        await self.app(scope, receive, send)

@@ -1,0 +1,56 @@
+"""What routes ask for, by type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.dispatcher import InProcessDispatcher
+from app.errors import NotFound
+from app.metrics import Metrics
+from app.models import ModelHost
+from app.rollouts import RolloutService
+from app.settings import Settings
+from app.store import RolloutRecord, Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one app; made by the factory, kept in ``app.state``."""
+
+    settings: Settings
+    metrics: Metrics
+    dispatcher: InProcessDispatcher
+    models: ModelHost
+    store: Store
+    rollouts: RolloutService
+
+
+def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+AppServices = Annotated[Services, Depends(get_services)]
+
+
+def get_owner(request: Request) -> str:
+    """Who is asking, as the authentication found out."""
+    owner: str = request.state.owner
+    return owner
+
+
+Owner = Annotated[str, Depends(get_owner)]
+
+
+async def get_rollout(rollout_id: str, services: AppServices, owner: Owner) -> RolloutRecord:
+    """The rollout of the path, if it exists and belongs to whoever asks."""
+    record = await services.store.get(rollout_id)
+    if record is None or record.owner != owner:
+        raise NotFound(f"there is no rollout {rollout_id!r}; it may have expired", code="unknown_rollout")
+    return record
+
+
+OwnRollout = Annotated[RolloutRecord, Depends(get_rollout)]

@@ -1,0 +1,92 @@
+"""The app factory. Nothing is read or started at import."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+import worldcache
+from app.auth import ApiKeys, AuthMiddleware
+from app.dependencies import Services
+from app.dispatcher import InProcessDispatcher
+from app.errors import install_error_handlers
+from app.metrics import Metrics
+from app.middleware import (
+    BodyLimitMiddleware,
+    HttpMetricsMiddleware,
+    LastResortMiddleware,
+    RequestIdMiddleware,
+)
+from app.models import ModelHost
+from app.rollouts import RolloutService
+from app.routes import health, models, rollouts
+from app.settings import Settings
+from app.store import InMemoryStore
+from worldcache.models.base import WorldModel
+
+ENGINE_STOP_SECONDS = 60.0
+"""How long one backbone call may take to come back at shutdown."""
+
+
+def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] | None = None) -> FastAPI:
+    """The service.
+
+    Args:
+        settings: the only configuration.
+        models_by_name: models to serve instead of loading ``settings.models``.
+    """
+    metrics = Metrics(CollectorRegistry())
+    dispatcher = InProcessDispatcher(
+        max_batch=settings.max_batch,
+        max_active=settings.max_active,
+        max_queue=settings.max_queue,
+        retry_after=settings.retry_after_seconds,
+        observer=metrics.backbone_called,
+    )
+    host = ModelHost(
+        settings.models,
+        models_by_name,
+        dispatcher=dispatcher,
+        metrics=metrics,
+        device=settings.device,
+        dtype=settings.dtype,
+    )
+    store = InMemoryStore(
+        max_rollouts=settings.store_max_rollouts,
+        max_bytes=settings.store_max_bytes,
+        ttl_seconds=settings.store_ttl_seconds,
+    )
+    service = RolloutService(settings, host, dispatcher, store, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        dispatcher.start()
+        loading = asyncio.create_task(host.load_all())
+        try:
+            yield
+        finally:
+            await service.drain(settings.drain_seconds)
+            loading.cancel()
+            await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)
+
+    app = FastAPI(
+        title="WorldCache",
+        version=worldcache.__version__,
+        description="Action-conditioned rollouts of diffusion world models, most of their steps predicted.",
+        lifespan=lifespan,
+    )
+    app.state.services = Services(settings, metrics, dispatcher, host, store, service)
+    install_error_handlers(app)
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(AuthMiddleware, keys=ApiKeys(settings.api_keys))
+    app.add_middleware(LastResortMiddleware)
+    app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
+    for module in (rollouts, models, health):
+        app.include_router(module.router)
+    return app

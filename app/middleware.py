@@ -1,0 +1,166 @@
+"""What happens around every request, as plain ASGI: request id, duration, last resort, body limit."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import error_response
+from app.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_ID = 128
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+UNMATCHED = "unmatched"
+
+
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
+
+
+def is_request_id(text: str) -> bool:
+    """True for 1 to 128 printable ASCII characters."""
+    return 0 < len(text) <= MAX_REQUEST_ID and text.isascii() and text.isprintable()
+
+
+class RequestIdMiddleware:
+    """Gives every request an id, the client's own if it is usable, and returns it in ``X-Request-ID``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if is_request_id(given) else new_request_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class HttpMetricsMiddleware:
+    """Times requests by method, route template and status; never by path, which has no bound."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 499  # what is reported if the client leaves before there is an answer
+        began = time.perf_counter()
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_look)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "OTHER"
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            seconds = time.perf_counter() - began
+            self._metrics.http_time.labels(method, route, str(status)).observe(seconds)
+
+
+class LastResortMiddleware:
+    """Turns an exception that nobody handled into a 500 without details, and logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answered = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception:
+            request_id = scope["state"]["request_id"]
+            logger.exception("request %s failed", request_id)
+            if answered:
+                raise
+            response = error_response(
+                request_id, 500, "internal_error", "the server failed; quote the request id when reporting it"
+            )
+            await response(scope, receive, send)
+
+
+class BodyLimitMiddleware:
+    """Reads a request's body, refusing it with 413 as soon as it is longer than ``limit`` bytes."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        body = await self._read(receive) if not self._too_long(announced) else None
+        if body is None:
+            await self._refuse(scope, receive, send)
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    def _too_long(self, announced: str) -> bool:
+        return announced.isdecimal() and int(announced[:20]) > self._limit
+
+    async def _read(self, receive: Receive) -> list[Message] | None:
+        """The messages of the body; ``None`` if it is too long."""
+        messages: list[Message] = []
+        size = 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return messages
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = error_response(
+            scope["state"]["request_id"],
+            413,
+            "body_too_large",
+            f"the body is longer than {self._limit} bytes; send a smaller one",
+            headers={"Connection": "close"},
+        )
+        await response(scope, receive, send)
+
+
+def _replay(messages: Sequence[Message], receive: Receive) -> Receive:
+    """A receive function that hands out ``messages`` first."""
+    waiting = deque(messages)
+
+    async def replayed() -> Message:
+        return waiting.popleft() if waiting else await receive()
+
+    return replayed

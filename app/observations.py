@@ -1,0 +1,128 @@
+"""Images and depth maps of clients: checked before they are decoded, brought to the model's size."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from app.errors import ApiError
+from app.schemas import ObservationBody
+from worldcache.core import ModelInfo, Observation
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def read_observation(
+    body: ObservationBody, info: ModelInfo, *, max_bytes: int, max_pixels: int
+) -> Observation:
+    """Decode an observation for a model. Takes milliseconds per image: not for the event loop.
+
+    Raises:
+        ApiError: the message names the image at fault.
+    """
+    if body.start is not None:
+        return Observation(start=body.start)
+    size = (info.resolution[1], info.resolution[0])
+    frames: list[NDArray[np.uint8]] = []
+    for index, text in enumerate(body.frames or ()):
+        param = f"observation.frames.{index}"
+        image = _open_image(_decode(text, param, max_bytes), param, max_pixels)
+        frames.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX)))
+    depth = None
+    if body.depth is not None:
+        depth = np.stack(
+            [
+                _read_depth(text, f"observation.depth.{i}", body.depth_scale, size, max_bytes, max_pixels)
+                for i, text in enumerate(body.depth)
+            ]
+        )
+    return Observation(frames=np.stack(frames), depth=depth)
+
+
+def _decode(text: str, param: str, max_bytes: int) -> bytes:
+    """The bytes of base64 text or of a ``data:`` URI."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ApiError(422, "invalid_image", f"{param}: a data URI must hold base64", param=param)
+    elif "://" in text[:16]:
+        raise ApiError(
+            422, "invalid_image", f"{param}: nothing is fetched from a URL; send the bytes", param=param
+        )
+    if len(text) > max_bytes * 4 // 3 + 4:
+        raise ApiError(413, "image_too_large", f"{param}: at most {max_bytes} bytes", param=param)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(422, "invalid_image", f"{param}: this is not base64", param=param) from None
+
+
+def _open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
+    """The decoded image; its size is read from the header and checked first."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if image.width * image.height > max_pixels:
+            raise ApiError(
+                413,
+                "image_too_large",
+                f"{param}: {image.width}x{image.height} is more than {max_pixels} pixels",
+                param=param,
+            )
+        image.load()
+        return image
+    except Image.DecompressionBombError:
+        message = f"{param}: more than {max_pixels} pixels"
+        raise ApiError(413, "image_too_large", message, param=param) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError):
+        message = f"{param}: this is no readable PNG, JPEG or WebP image"
+        raise ApiError(422, "invalid_image", message, param=param) from None
+
+
+def _read_depth(
+    text: str, param: str, scale: float | None, size: tuple[int, int], max_bytes: int, max_pixels: int
+) -> NDArray[np.float32]:
+    """A depth map in the model's unit, at the model's size."""
+    data = _decode(text, param, max_bytes)
+    if data.startswith(NPY_MAGIC):
+        values = _load_npy(data, param, max_pixels)
+    else:
+        image = _open_image(data, param, max_pixels)
+        if not image.mode.startswith("I"):
+            raise ApiError(422, "invalid_depth", f"{param}: depth must be a 16-bit grey PNG", param=param)
+        if scale is None:
+            name = "observation.depth_scale"
+            raise ApiError(422, "missing_field", f"{name}: a depth PNG needs it", param=name)
+        values = np.asarray(image).astype(np.float32) * scale
+    resized = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def _load_npy(data: bytes, param: str, max_pixels: int) -> NDArray[np.float32]:
+    """A two-dimensional array of finite numbers from ``.npy`` bytes; its header is checked first."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read_header(stream)
+        if len(shape) != 2 or not 0 < shape[0] * shape[1] <= max_pixels or dtype.kind not in "fiu":
+            raise ValueError
+        stream.seek(0)
+        values = np.load(stream, allow_pickle=False).astype(np.float32)
+    except (ValueError, KeyError, OSError, EOFError, SyntaxError):
+        message = f"{param}: the .npy must hold numbers [H, W], at most {max_pixels} of them"
+        raise ApiError(422, "invalid_depth", message, param=param) from None
+    if not np.isfinite(values).all():
+        raise ApiError(422, "invalid_depth", f"{param}: depth must be finite", param=param)
+    return np.ascontiguousarray(values)

@@ -1,0 +1,43 @@
+"""Is it up, is it ready, what does it measure?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+import worldcache
+from app.dependencies import AppServices
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process is up."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(services: AppServices) -> Response:
+    """Whether rollouts are accepted; each check says what it waits for."""
+    checks = {f"model:{hosted.id}": hosted.status for hosted in services.models.all()}
+    checks["engine"] = "ok" if services.dispatcher.alive else "stopped"
+    checks["admission"] = "draining" if services.rollouts.draining else "ok"
+    ready = all(state in ("ok", "warm") for state in checks.values())
+    answer: dict[str, Any] = {"status": "ready" if ready else "not_ready", "checks": checks}
+    return JSONResponse(answer, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
+
+
+@router.get("/metrics")
+async def metrics(services: AppServices) -> Response:
+    """Prometheus metrics."""
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The version of the service."""
+    return {"name": "worldcache", "version": worldcache.__version__}

@@ -1,0 +1,120 @@
+"""The service's settings, from arguments or from environment variables named ``WORLDCACHE_<SETTING>``.
+
+Nothing else in the project reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worldcache.errors import InvalidInput
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; lists are separated by commas in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="WORLDCACHE_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    insecure: bool = Field(
+        False, description="Allow an address that other machines can reach although no API keys are set."
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys that clients may present as `Authorization: Bearer KEY`; none: no key is needed.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe messages that are logged."
+    )
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("doom",), min_length=1, description="Names of the models to load and serve."
+    )
+    device: str = Field("cpu", description="Where torch puts the models, for example cpu or cuda:0.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number format of the weights and of the backbone's arithmetic."
+    )
+
+    max_batch: int = Field(8, ge=2, description="Most backbone rows in one call; a guided rollout needs two.")
+    max_active: int = Field(16, ge=1, description="Most rollouts that are computed at the same time.")
+    max_queue: int = Field(
+        64, ge=0, description="Most rollouts that wait for their turn; further ones are refused with 503."
+    )
+    retry_after_seconds: int = Field(
+        1, ge=0, description="What Retry-After tells a client that was refused with 503."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long running rollouts may go on after the server was told to stop."
+    )
+
+    max_frames: int = Field(256, ge=1, description="Most frames, that is actions, of one rollout.")
+    max_inference_steps: int = Field(
+        200, ge=1, description="Most denoise steps per chunk, if the model does not allow fewer."
+    )
+    max_guidance_scale: float = Field(20.0, ge=1, description="Largest guidance scale of a request.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")
+    max_image_bytes: int = Field(8 * 2**20, ge=1, description="Largest image of an observation, encoded.")
+    max_image_pixels: int = Field(
+        16 * 2**20, ge=1, description="Most pixels of an observation's image, checked before it is decoded."
+    )
+
+    video_min_height: int = Field(
+        240,
+        ge=1,
+        description="Videos of smaller frames are enlarged by a whole factor to this height.",
+    )
+    store_max_rollouts: int = Field(
+        1000, ge=1, description="Most finished rollouts that are kept; the oldest is dropped first."
+    )
+    store_max_bytes: int = Field(
+        2**30, ge=1, description="Most bytes of artifacts that are kept; the oldest rollout is dropped first."
+    )
+    store_ttl_seconds: float = Field(
+        3600.0, gt=0, description="How long a finished rollout and its idempotency key are kept."
+    )
+
+    @field_validator("api_keys", "models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if not text or not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError("an API key must be printable ASCII without spaces")
+        return keys
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_binding(settings: Settings) -> None:
+    """Refuse to listen to other machines without API keys.
+
+    Raises:
+        InvalidInput: the address is not loopback, there are no keys, and ``insecure`` is off.
+    """
+    if settings.api_keys or settings.insecure or is_loopback(settings.host):
+        return
+    raise InvalidInput(
+        f"{settings.host} can be reached by other machines and no API keys are set; set "
+        "WORLDCACHE_API_KEYS, listen on 127.0.0.1, or allow it with WORLDCACHE_INSECURE=true",
+        param="host",
+    )

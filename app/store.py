@@ -1,0 +1,161 @@
+"""Where rollouts are kept: records, artifacts and idempotency keys. In memory; Redis fits behind it."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from app.schemas import OutputBody
+from worldcache.core import ChunkStats, RolloutStats
+
+LIVE = ("queued", "running")
+
+
+@dataclass
+class RolloutRecord:
+    """All that is known of a rollout, but its frames.
+
+    Attributes:
+        owner: who may see it.
+        error: ``{"code", "message"}`` once it failed.
+    """
+
+    id: str
+    owner: str
+    model: str
+    policy: str
+    seed: int
+    frames: int
+    output: OutputBody
+    metadata: dict[str, str]
+    created_at: float = field(default_factory=time.time)
+    started_at: float | None = None
+    finished_at: float | None = None
+    status: str = "queued"
+    frames_done: int = 0
+    chunks: list[ChunkStats] = field(default_factory=list)
+    queue_seconds: float = 0.0
+    stats: RolloutStats | None = None
+    error: dict[str, str] | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.status in LIVE
+
+
+class Store(Protocol):
+    """Keeps rollouts. Everything is asynchronous, for backends on a network."""
+
+    async def add(self, record: RolloutRecord) -> None:
+        """Keep a new rollout."""
+
+    async def save(self, record: RolloutRecord) -> None:
+        """Keep what has changed about a rollout."""
+
+    async def get(self, rollout_id: str) -> RolloutRecord | None:
+        """The rollout with this id."""
+
+    async def remove(self, rollout_id: str) -> None:
+        """Forget a rollout and its artifacts."""
+
+    async def list(
+        self, owner: str, *, limit: int, after: str | None, status: str | None
+    ) -> list[RolloutRecord]:
+        """An owner's rollouts, newest first, at most ``limit``, from behind ``after`` on."""
+
+    async def put_artifact(self, rollout_id: str, name: str, data: bytes) -> None:
+        """Keep bytes under a name, for as long as the rollout."""
+
+    async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
+        """The bytes kept under this name."""
+
+    async def claim_key(self, owner: str, key: str, digest: str, rollout_id: str) -> tuple[str, str]:
+        """Bind an idempotency key to a rollout, unless it is bound: the (digest, id) that it stands for."""
+
+    async def release_key(self, owner: str, key: str) -> None:
+        """Unbind a key whose rollout was never accepted."""
+
+
+class InMemoryStore:
+    """The default store: gone with the process, bounded in number, bytes and age.
+
+    Args:
+        max_rollouts: most finished rollouts; the oldest go first.
+        max_bytes: most bytes of artifacts of finished rollouts.
+        ttl_seconds: age at which a finished rollout goes.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rollouts: int,
+        max_bytes: int,
+        ttl_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._max_rollouts, self._max_bytes, self._ttl = max_rollouts, max_bytes, ttl_seconds
+        self._clock = clock
+        self._records: OrderedDict[str, RolloutRecord] = OrderedDict()
+        self._artifacts: dict[str, dict[str, bytes]] = {}
+        self._keys: dict[tuple[str, str], tuple[str, str]] = {}
+        self._bytes = 0
+
+    async def add(self, record: RolloutRecord) -> None:
+        self._records[record.id] = record
+        self._artifacts[record.id] = {}
+        self._evict()
+
+    async def save(self, record: RolloutRecord) -> None:
+        self._evict()
+
+    async def get(self, rollout_id: str) -> RolloutRecord | None:
+        self._evict()
+        return self._records.get(rollout_id)
+
+    async def remove(self, rollout_id: str) -> None:
+        self._forget(rollout_id)
+
+    async def list(
+        self, owner: str, *, limit: int, after: str | None, status: str | None
+    ) -> list[RolloutRecord]:
+        self._evict()
+        mine = [r for r in reversed(self._records.values()) if r.owner == owner]
+        if after is not None:
+            ids = [r.id for r in mine]
+            mine = mine[ids.index(after) + 1 :] if after in ids else []
+        return [r for r in mine if status is None or r.status == status][:limit]
+
+    async def put_artifact(self, rollout_id: str, name: str, data: bytes) -> None:
+        kept = self._artifacts.get(rollout_id)
+        if kept is not None:
+            self._bytes += len(data) - len(kept.get(name, b""))
+            kept[name] = data
+            self._evict(keep=rollout_id)
+
+    async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
+        return self._artifacts.get(rollout_id, {}).get(name)
+
+    async def claim_key(self, owner: str, key: str, digest: str, rollout_id: str) -> tuple[str, str]:
+        return self._keys.setdefault((owner, key), (digest, rollout_id))
+
+    async def release_key(self, owner: str, key: str) -> None:
+        self._keys.pop((owner, key), None)
+
+    def _evict(self, keep: str | None = None) -> None:
+        """Let go of finished rollouts that are too old, too many or too large."""
+        finished = [r for r in self._records.values() if not r.live and r.id != keep]
+        limit = self._clock() - self._ttl
+        for index, record in enumerate(finished):
+            old = (record.finished_at or record.created_at) < limit
+            if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
+                self._forget(record.id)
+
+    def _forget(self, rollout_id: str) -> None:
+        if self._records.pop(rollout_id, None) is not None:
+            self._bytes -= sum(len(data) for data in self._artifacts.pop(rollout_id).values())
+            for bound in [key for key, (_, target) in self._keys.items() if target == rollout_id]:
+                del self._keys[bound]

@@ -1,0 +1,168 @@
+"""Rollouts as clients see them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from anyio import to_thread
+
+from app.errors import ApiError
+from app.media import MEDIA_TYPES, encode_picture, encode_video, enlarge, from_npz, to_pixels
+from app.rollouts import NPZ
+from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
+from app.store import RolloutRecord, Store
+from worldcache.core import Modality, ModelInfo, RolloutStats
+
+
+def rollout_json(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
+    """The rollout object."""
+    return {
+        "id": record.id,
+        "object": "rollout",
+        "status": record.status,
+        "model": record.model,
+        "created_at": round(record.created_at, 3),
+        "started_at": None if record.started_at is None else round(record.started_at, 3),
+        "finished_at": None if record.finished_at is None else round(record.finished_at, 3),
+        "seed": record.seed,
+        "frames": record.frames,
+        "frames_done": record.frames_done,
+        "artifacts": artifact_links(record, info) if record.status == "succeeded" else {},
+        "stats": stats_json(record),
+        "error": record.error,
+        "metadata": record.metadata,
+    }
+
+
+def modalities_of(record: RolloutRecord, info: ModelInfo) -> list[str]:
+    """The modalities that the request asked for."""
+    return list(record.output.modalities or (m.name for m in info.modalities))
+
+
+def artifact_links(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
+    """Where the artifacts of a finished rollout are."""
+    base, format = f"/v1/rollouts/{record.id}", record.output.format
+    links: dict[str, Any] = {"npz": f"{base}/{NPZ}"}
+    names = modalities_of(record, info)
+    if format in VIDEO_FORMATS:
+        links["video"] = {name: f"{base}/video?modality={name}" for name in names}
+    elif format in IMAGE_FORMATS:
+        links["frames"] = {
+            name: [f"{base}/frames/{i}?modality={name}&format={format}" for i in range(record.frames)]
+            for name in names
+        }
+    return links
+
+
+def seconds_to_ms(seconds: float | None) -> float | None:
+    """Milliseconds to a microsecond's precision."""
+    return None if seconds is None else round(1000 * seconds, 3)
+
+
+def stats_json(record: RolloutRecord) -> dict[str, Any]:
+    """The ``stats`` of a rollout object, also while it runs."""
+    stats = record.stats or RolloutStats(
+        record.policy, tuple(record.chunks), queue_seconds=record.queue_seconds
+    )
+    latency = stats.latency_seconds or None
+    frames_per_second = round(record.frames_done / latency, 3) if latency else None
+    return {
+        "policy": stats.policy,
+        "steps_total": stats.steps_total,
+        "steps_full": stats.steps_full,
+        "steps_cached": stats.steps_cached,
+        "skip_ratio": round(stats.skip_ratio, 6),
+        "queue_ms": seconds_to_ms(stats.queue_seconds),
+        "first_frame_ms": seconds_to_ms(stats.first_frame_seconds),
+        "latency_ms": seconds_to_ms(latency),
+        "denoise_ms": seconds_to_ms(stats.denoise_seconds),
+        "decode_ms": seconds_to_ms(stats.decode_seconds),
+        "frames_per_second": frames_per_second,
+        "chunks": [
+            {
+                "index": chunk.index,
+                "decisions": chunk.decisions,
+                "token_classes": chunk.token_classes,
+                "drift": chunk.drift,
+            }
+            for chunk in stats.chunks
+        ],
+    }
+
+
+class Artifacts:
+    """Makes the files of a finished rollout from its frames; videos are kept once they are made."""
+
+    def __init__(self, store: Store, record: RolloutRecord, info: ModelInfo, min_height: int) -> None:
+        self._store, self._record, self._info, self._min_height = store, record, info, min_height
+
+    async def npz(self) -> bytes:
+        """``frames.npz``.
+
+        Raises:
+            ApiError: 409 if the rollout has not finished or has no frames.
+        """
+        if self._record.live:
+            raise ApiError(409, "not_finished", "the rollout has not finished; look again later")
+        data = await self._store.get_artifact(self._record.id, NPZ)
+        if data is None:
+            raise ApiError(409, "no_frames", f"the rollout {self._record.status}: it has no frames")
+        return data
+
+    async def video(self, modality: str, format: str) -> bytes:
+        """The rollout as one ``mp4`` or ``webp``."""
+        chosen = self._info.modality(modality, param="modality")
+        name = f"{modality}.{format}"
+        kept = await self._store.get_artifact(self._record.id, name)
+        if kept is not None:
+            return kept
+        npz = await self.npz()
+        fps = self._record.output.fps or self._info.fps
+
+        def encode() -> bytes:
+            pixels = to_pixels(from_npz(npz)[modality], chosen)
+            return encode_video(enlarge(pixels, self._min_height), fps, format)
+
+        data = await to_thread.run_sync(encode)
+        await self._store.put_artifact(self._record.id, name, data)
+        return data
+
+    async def picture(self, index: int, modality: str, format: str) -> bytes:
+        """One frame."""
+        return (await self._pictures(range(index, index + 1), modality, format))[0]
+
+    async def inline(self) -> dict[str, Any]:
+        """What the request asked for, as base64 by modality."""
+        format = self._record.output.format
+        if format == "none":
+            return {}
+        if format == "npz":
+            return {"npz": _base64(await self.npz(), format)}
+        names = modalities_of(self._record, self._info)
+        if format in VIDEO_FORMATS:
+            return {"video": {name: _base64(await self.video(name, format), format) for name in names}}
+        frames = range(self._record.frames)
+        return {
+            "frames": {
+                name: [_base64(data, format) for data in await self._pictures(frames, name, format)]
+                for name in names
+            }
+        }
+
+    async def _pictures(self, indices: range, modality: str, format: str) -> list[bytes]:
+        chosen: Modality = self._info.modality(modality, param="modality")
+        npz = await self.npz()
+        if not 0 <= indices.start < indices.stop <= self._record.frames:
+            message = f"the rollout has frames 0 to {self._record.frames - 1}"
+            raise ApiError(404, "unknown_frame", message, param="index")
+
+        def encode() -> list[bytes]:
+            values = from_npz(npz)[modality]
+            return [encode_picture(values[i], chosen, format) for i in indices]
+
+        return await to_thread.run_sync(encode)
+
+
+def _base64(data: bytes, format: str) -> dict[str, str]:
+    return {"media_type": MEDIA_TYPES[format], "base64": base64.b64encode(data).decode()}

@@ -1,0 +1,59 @@
+"""A real server on loopback, in this process, around a toy model."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings
+from tests.toy import ToyWorldModel
+
+Serve = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
+
+
+@contextlib.contextmanager
+def serving(model: ToyWorldModel | None = None, **settings: Any) -> Iterator[httpx.Client]:
+    """Run the app until the block ends; the client waits for ``/readyz`` first."""
+    app = create_app(Settings(**settings), models_by_name={"toy": model or ToyWorldModel()})
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        try:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.01)
+            yield client
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """A server with the default settings, shared by a module."""
+    with serving() as running:
+        yield running
+
+
+def rollout_body(**changes: Any) -> dict[str, Any]:
+    """A small valid request."""
+    return {
+        "model": "toy",
+        "observation": {"start": "centre"},
+        "actions": ["MOVE_LEFT"] * 6,
+        "num_inference_steps": 10,
+        "seed": 3,
+        **changes,
+    }
