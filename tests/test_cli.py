@@ -262,7 +262,7 @@ def test_serving_overrides_the_settings(
 def test_serving_everyone_without_a_key_is_refused(
     served: list[dict[str, Any]], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "--insecure" in refused("serve", "--host", "0.0.0.0")
+    assert "WORLDCACHE_API_KEYS" in refused("serve", "--host", "0.0.0.0")
     assert not served
     assert main(["serve", "--host", "0.0.0.0", "--insecure"]) == 0
     monkeypatch.setenv("WORLDCACHE_API_KEYS", "secret")

@@ -39,8 +39,8 @@ class TrainConfig:
     drop_actions: float = 0.1
     still_context: float = 0.05
     drop_depth: float = 0.1
-    time_mean: float = -0.8
-    time_std: float = 0.8
+    noise_mean: float = 0.8
+    noise_std: float = 1.0
     loss_sigma_min: float = 0.05
     save_every: int = 250
     seed: int = 0
@@ -79,8 +79,12 @@ def velocity_loss(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Mean squared error of the velocity at a random noise level per row."""
-    normal = torch.randn(len(batch.chunk), generator=generator) * config.time_std + config.time_mean
+    """Mean squared error of the velocity at a random noise level per row.
+
+    Noise levels are logit-normal with most of their weight on noisy chunks: where little of the chunk can
+    be seen is where actions decide what it shows.
+    """
+    normal = torch.randn(len(batch.chunk), generator=generator) * config.noise_std + config.noise_mean
     sigma = torch.sigmoid(normal).clamp(config.loss_sigma_min, 0.999).to(device)
     noise = torch.randn(batch.chunk.shape, generator=generator).to(device)
     context, chunk, actions = (x.to(device) for x in (batch.context, batch.chunk, batch.actions))
