@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from worldcache.models.doom.transformer import ActionTransformer3DModel
@@ -63,9 +62,9 @@ def export_model(
 ) -> None:
     """Write weights in bfloat16, scheduler, ``world.json`` and ``starts.npz``."""
     folder.mkdir(parents=True, exist_ok=True)
-    ActionTransformer3DModel.from_config(model.config)  # the config must be enough to rebuild it
-    model.to(torch.bfloat16).save_pretrained(folder / "transformer")
-    model.to(torch.float32)
+    shipped = ActionTransformer3DModel.from_config(model.config)
+    shipped.load_state_dict(model.state_dict())
+    shipped.bfloat16().save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     world = {
         "id": model_id,

@@ -62,7 +62,7 @@ class DoomWorldModel(WorldModel):
         scheduler: a diffusers flow-matching scheduler; each chunk gets its own copy.
         world: the contents of ``world.json``.
         starts: the observations that come with the model.
-        device, dtype: of the backbone. Latents stay float32.
+        device, dtype: of the backbone, which has the dtype already. Latents stay float32.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DoomWorldModel(WorldModel):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.transformer = transformer.to(device, dtype).eval().requires_grad_(False)
+        self.transformer = transformer.to(device).eval().requires_grad_(False)
         self.device, self._dtype = device, dtype
         self._scheduler = scheduler
         self._starts = starts
@@ -119,7 +119,9 @@ class DoomWorldModel(WorldModel):
         try:
             world = json.loads((folder / "world.json").read_text())
             starts = load_starts(folder / "starts.npz")
-            transformer = ActionTransformer3DModel.from_pretrained(folder / "transformer")
+            transformer = ActionTransformer3DModel.from_pretrained(
+                folder / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False
+            )
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             return cls(transformer, scheduler, world, starts, device=device, dtype=dtype)
         except (OSError, KeyError, ValueError) as error:
