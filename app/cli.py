@@ -387,6 +387,8 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--depth", type=_positive, help="blocks of the transformer")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--compile", action="store_true", dest="compile_model", help="use torch.compile")
+    parser.add_argument("--initial", type=Path, help="folder of an exported model to begin from")
+    parser.add_argument("--notes", help="for the model card: what the settings do not tell")
     parser.add_argument("--device", help="where to train, as in cuda:0")
     parser.add_argument(
         "--resume",
@@ -404,7 +406,17 @@ def _train(arguments: argparse.Namespace) -> None:
 
     folder = arguments.folder or Path("runs") / arguments.scenario
     recipe = TrainConfig(**_given(arguments, "steps", "batch_size", "seed"))
-    sizes = ("model_id", "frames", "heldout_frames", "width", "depth", "compile_model", "device")
+    sizes = (
+        "model_id",
+        "frames",
+        "heldout_frames",
+        "width",
+        "depth",
+        "initial",
+        "compile_model",
+        "device",
+        "notes",
+    )
     options = TrainOptions(
         scenario=arguments.scenario, folder=folder, train=recipe, **_given(arguments, *sizes)
     )

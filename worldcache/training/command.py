@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from worldcache.errors import UnknownName
+from worldcache.errors import ModelLoadError, UnknownName
 from worldcache.models.doom.transformer import ActionTransformer3DModel
 from worldcache.models.doom.world import DoomWorldModel
 from worldcache.policies.registry import make_policy
@@ -25,6 +25,7 @@ Progress: TypeAlias = Callable[[str, int, int, str], None]
 """Told of a stage's name, its steps done, its steps in all, and a word about it."""
 
 HELDOUT_SEED_OFFSET = 10_000
+CLASSIFIER_STEPS = 1200
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class TrainOptions:
         model_id: name of the exported model.
         frames, heldout_frames: how much to collect.
         width, depth, heads, head_hidden: size of the transformer.
+        initial: folder of an exported model to begin from, instead of random weights of that size.
         compile_model: use ``torch.compile`` while training.
         device: where to train and evaluate.
+        notes: what the settings do not tell of how the model was trained, for its card.
         evaluation_chunks, evaluation_rollouts, evaluation_frames: size of the evaluation.
         train: steps, batch size and the rest of the recipe.
     """
@@ -52,8 +55,10 @@ class TrainOptions:
     depth: int = 6
     heads: int = 4
     head_hidden: int = 24
+    initial: Path | None = None
     compile_model: bool = False
     device: str = "cpu"
+    notes: str = ""
     evaluation_chunks: int = 128
     evaluation_rollouts: int = 24
     evaluation_frames: int = 32
@@ -65,6 +70,7 @@ def train(options: TrainOptions, progress: Progress = lambda *_: None) -> Path:
 
     Raises:
         UnknownName: there is no such scenario.
+        ModelLoadError: ``options.initial`` holds no model.
     """
     if options.scenario not in SCENARIOS:
         raise UnknownName("scenario", options.scenario, SCENARIOS, param="scenario")
@@ -91,6 +97,7 @@ def train(options: TrainOptions, progress: Progress = lambda *_: None) -> Path:
         "seconds": round(trainer.seconds),
         "device": "two CPU cores" if options.device == "cpu" else torch.cuda.get_device_name(options.device),
         "train": asdict(options.train),
+        "notes": options.notes,
     }
     report = evaluate(folder, options, episodes, heldout, progress)
     (folder / "evaluation.json").write_text(json.dumps({"recipe": recipe, **report}, indent=2) + "\n")
@@ -128,12 +135,11 @@ def evaluate(
     horizon = options.evaluation_frames + AFTER - 1
     rollout_samples, rollouts = run("rollouts", options.evaluation_rollouts, horizon)
     actions = SCENARIOS[options.scenario].actions
-    steps = 1200
     classifier = train_classifier(
         episodes,
         len(actions),
-        steps=steps,
-        progress=lambda step, loss: progress("inverse dynamics", step, steps, f"loss {loss:.3f}"),
+        steps=CLASSIFIER_STEPS,
+        progress=lambda step, loss: progress("inverse dynamics", step, CLASSIFIER_STEPS, f"loss {loss:.3f}"),
     )
     return {
         "steps": info.num_inference_steps,
@@ -162,12 +168,18 @@ def _episodes(options: TrainOptions, name: str, frames: int, seed: int, progress
 
 def _trainer(options: TrainOptions, scenario: Scenario, episodes: list[Episode], depth_max: float) -> Trainer:
     torch.manual_seed(options.train.seed)
-    model = ActionTransformer3DModel(
-        num_actions=len(scenario.actions),
-        width=options.width,
-        depth=options.depth,
-        heads=options.heads,
-        head_hidden=options.head_hidden,
-    )
+    if options.initial is not None:
+        weights = options.initial / "transformer"
+        if not weights.is_dir():
+            raise ModelLoadError(f"{weights} is missing; give the folder of an exported model")
+        model = ActionTransformer3DModel.from_pretrained(weights, low_cpu_mem_usage=False)
+    else:
+        model = ActionTransformer3DModel(
+            num_actions=len(scenario.actions),
+            width=options.width,
+            depth=options.depth,
+            heads=options.heads,
+            head_hidden=options.head_hidden,
+        )
     data = WindowDataset(episodes, model.config.context_frames, model.config.chunk_frames, depth_max)
     return Trainer(model, data, options.train, options.folder, torch.device(options.device))

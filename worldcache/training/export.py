@@ -125,7 +125,7 @@ def model_card(world: Mapping[str, Any], recipe: Mapping[str, Any], report: Mapp
             f"{recipe['parameters'] / 1e6:.1f} M parameters, {recipe['steps']:,} steps of batch "
             f"{recipe['train']['batch_size']} in {recipe['seconds'] / 60:.0f} minutes on {recipe['device']}. "
             "Flow matching: x̂0 inside, velocity outside and in the loss; Muon and AdamW; chunks of 4 frames "
-            "conditioned on the 4 before and on 8 actions. All settings:",
+            f"conditioned on the 4 before and on 8 actions. {recipe['notes']} All settings:",
             "",
             "```json",
             json.dumps(recipe["train"], indent=2),
