@@ -35,6 +35,8 @@ def test_bad_arguments_are_named() -> None:
         worldcache.rollout(model, actions=[0], policy="fastest")
     with pytest.raises(InvalidInput, match="at least one action"):
         worldcache.rollout(model, actions=[])
+    with pytest.raises(InvalidInput, match="from 1 to"):
+        worldcache.rollout(model, actions=[0], num_inference_steps=0)
     with pytest.raises(InvalidInput, match="not of a preset"):
         worldcache.rollout(model, actions=[0], policy="fast", interval=3)
     with pytest.raises(UnknownName) as caught:

@@ -15,7 +15,8 @@ import uvicorn
 from PIL import Image
 
 import worldcache
-from app.cli import contact_sheet, main, parse_actions, parse_parameters
+from app.cli import main, parse_actions, parse_parameters
+from app.files import contact_sheet
 from tests.toy import ToyWorldModel
 from worldcache.errors import InvalidInput, ModelLoadError
 

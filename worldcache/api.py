@@ -74,6 +74,9 @@ def rollout(
     if not actions:
         raise InvalidInput("give at least one action", param="actions")
     info = model.info
+    steps = info.num_inference_steps if num_inference_steps is None else num_inference_steps
+    if not 1 <= steps <= info.max_inference_steps:
+        raise InvalidInput(f"from 1 to {info.max_inference_steps} steps", param="num_inference_steps")
     if observation is None:
         observation = Observation(start=start or info.starts[0])
     request = RolloutRequest(
@@ -81,7 +84,7 @@ def rollout(
         actions=info.action_space.parse(actions),
         policy=choose_policy(model, policy, **policy_parameters),
         seed=seed,
-        num_inference_steps=info.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        num_inference_steps=steps,
         guidance_scale=info.guidance_scale if guidance_scale is None else guidance_scale,
     )
     chunks: list[ChunkFinished] = []
