@@ -168,6 +168,9 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
             request_id, 415, "unsupported_media_type", "send JSON with Content-Type: application/json"
         )
     param = field_path(problem, error.body)
+    if problem["type"] == "not_supported":
+        field = problem["ctx"]["field"]
+        return error_response(request_id, 422, "not_supported", str(problem["msg"]), field)
     if problem["type"] == "extra_forbidden":
         name = (param or "").rpartition(".")[2]
         return error_response(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import tokenize
 import warnings
 
 import numpy as np
@@ -101,13 +102,16 @@ def _read_depth(
         if scale is None:
             name = "observation.depth_scale"
             raise ApiError(422, "missing_field", f"{name}: a depth PNG needs it", param=name)
-        values = np.asarray(image).astype(np.float32) * scale
+        with np.errstate(over="ignore"):
+            values = np.asarray(image).astype(np.float32) * np.float32(scale)
+    if not np.isfinite(values).all():
+        raise ApiError(422, "invalid_depth", f"{param}: depth must be finite", param=param)
     resized = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
     return np.asarray(resized, dtype=np.float32)
 
 
 def _load_npy(data: bytes, param: str, max_pixels: int) -> NDArray[np.float32]:
-    """A two-dimensional array of finite numbers from ``.npy`` bytes; its header is checked first."""
+    """A two-dimensional array of numbers from ``.npy`` bytes; its header is checked first."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -119,10 +123,9 @@ def _load_npy(data: bytes, param: str, max_pixels: int) -> NDArray[np.float32]:
         if len(shape) != 2 or not 0 < shape[0] * shape[1] <= max_pixels or dtype.kind not in "fiu":
             raise ValueError
         stream.seek(0)
-        values = np.load(stream, allow_pickle=False).astype(np.float32)
-    except (ValueError, KeyError, OSError, EOFError, SyntaxError):
+        with np.errstate(over="ignore"):
+            values = np.load(stream, allow_pickle=False).astype(np.float32)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, SyntaxError, tokenize.TokenError):
         message = f"{param}: the .npy must hold numbers [H, W], at most {max_pixels} of them"
         raise ApiError(422, "invalid_depth", message, param=param) from None
-    if not np.isfinite(values).all():
-        raise ApiError(422, "invalid_depth", f"{param}: depth must be finite", param=param)
     return np.ascontiguousarray(values)

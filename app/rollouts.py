@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from anyio import to_thread
@@ -33,11 +34,19 @@ NPZ = "frames.npz"
 
 @dataclass
 class LiveRollout:
-    """A rollout that has not ended: its record, its job, and the task that follows it."""
+    """A rollout that has not ended.
+
+    Attributes:
+        task: follows the job's events.
+        waiters: requests that wait for the end.
+        detached: it was asked for asynchronously, so it goes on although nobody waits.
+    """
 
     record: RolloutRecord
     job: Job
     task: asyncio.Task[None]
+    waiters: int = 0
+    detached: bool = False
 
 
 class RolloutService:
@@ -85,8 +94,24 @@ class RolloutService:
     async def wait(self, record: RolloutRecord) -> None:
         """Return once the rollout has ended."""
         live = self._live.get(record.id)
-        if live is not None:
+        if live is None:
+            return
+        live.waiters += 1
+        try:
             await asyncio.shield(live.task)
+        finally:
+            live.waiters -= 1
+
+    def detach(self, record: RolloutRecord) -> None:
+        """Let a rollout go on although nobody waits for it."""
+        live = self._live.get(record.id)
+        if live is not None:
+            live.detached = True
+
+    def abandoned(self, record: RolloutRecord) -> bool:
+        """True for a live rollout that nobody waits for and that was not asked for asynchronously."""
+        live = self._live.get(record.id)
+        return live is not None and not live.waiters and not live.detached
 
     async def cancel(self, record: RolloutRecord) -> None:
         """End a live rollout and wait until it has ended."""
@@ -171,13 +196,20 @@ class RolloutService:
             record.error = _public_error(event.error)
             logger.warning("rollout %s failed: %s", record.id, event.error)
         if status == "succeeded":
-            whole = {name: np.concatenate([part[name] for part in frames]) for name in frames[0]}
-            data = await to_thread.run_sync(to_npz, whole)
-            await self.store.put_artifact(record.id, NPZ, data)
+            try:
+                await self._keep_frames(record, frames)
+            except Exception as error:
+                logger.exception("the frames of rollout %s cannot be kept", record.id)
+                status, record.error = "failed", _public_error(error)
         record.stats, record.finished_at = event.stats, time.time()
         record.status = status
         self._metrics.rollout_ended(record.model, status, event.stats)
         await self.store.save(record)
+
+    async def _keep_frames(self, record: RolloutRecord, frames: list[Frames]) -> None:
+        whole = {name: np.concatenate([part[name] for part in frames]) for name in frames[0]}
+        data = await to_thread.run_sync(to_npz, whole)
+        await self.store.put_artifact(record.id, NPZ, data)
 
 
 def new_rollout_id() -> str:
@@ -197,8 +229,13 @@ def choose_policy(body: RolloutBody, info: ModelInfo) -> AnyPolicy:
     return make_policy(name, **parameters)
 
 
-def _public_error(error: BaseException | None) -> dict[str, str]:
-    """What a client may know of a failure: our own words, never an exception's."""
+def _public_error(error: BaseException | None) -> dict[str, Any]:
+    """What a client may know of a failure: our own words, never an exception's.
+
+    It has a ``param`` if the model refused something that the client sent.
+    """
+    if isinstance(error, InvalidInput):
+        return {"code": error.code, "message": str(error), "param": error.param}
     if isinstance(error, WorldCacheError):
         return {"code": error.code, "message": str(error)}
-    return {"code": "rollout_failed", "message": "the model failed; the server's log has the reason"}
+    return {"code": "rollout_failed", "message": "the rollout failed; the server's log has the reason"}

@@ -75,12 +75,14 @@ class RolloutBody(Body):
         default_factory=dict, description="Anything else that the model can be conditioned on."
     )
     num_inference_steps: int | None = Field(
-        None, ge=1, description="Denoise steps per chunk; the model's default if left out."
+        None, ge=1, strict=True, description="Denoise steps per chunk; the model's default if left out."
     )
     guidance_scale: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="1 for none; the model's default if left out."
     )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Of all randomness; drawn if left out.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, strict=True, description="Of all randomness; drawn if left out."
+    )
     cache: str | dict[str, JsonValue] | None = Field(
         None,
         description="Name of a preset, or an object with a policy and its parameters; the model's default "

@@ -39,18 +39,27 @@ async def create_rollout(
     Answers when the rollout has finished, with the rollout object, or with the video itself if
     `Accept: video/mp4` (or `image/webp`) was sent. With `Prefer: respond-async` it answers 202 at once.
     """
+    if "text/event-stream" in (accept or "").lower():
+        message = "streaming is not supported yet; poll with Prefer: respond-async"
+        raise ApiError(422, "not_supported", message, param="stream")
     record = await _create_once(body, services, owner, idempotency_key)
     info = _info(services, record)
     location = {"Location": f"/v1/rollouts/{record.id}"}
     if prefer and "respond-async" in prefer.lower():
+        services.rollouts.detach(record)
         headers = {**location, "Preference-Applied": "respond-async"}
         return JSONResponse(rollout_json(record, info), 202, headers=headers)
-    await _wait(record, request, services)
+    await _wait(record, request, services, idempotency_key)
     if record.status == "cancelled":
         raise ApiError(409, "rollout_cancelled", f"rollout {record.id} was cancelled")
     if record.status == "failed":
         error = record.error or {}
-        raise ApiError(500, error.get("code", "rollout_failed"), error.get("message", "the rollout failed"))
+        raise ApiError(
+            422 if "param" in error else 500,
+            error.get("code", "rollout_failed"),
+            error.get("message", "the rollout failed"),
+            param=error.get("param"),
+        )
     artifacts = _artifacts(services, record)
     wanted = _wanted_video(accept)
     if wanted is not None:
@@ -83,7 +92,10 @@ async def list_rollouts(
 @router.get("/{rollout_id}")
 async def get_rollout(record: OwnRollout, services: AppServices) -> dict[str, Any]:
     """One rollout, live or finished."""
-    return rollout_json(record, _info(services, record))
+    answer = rollout_json(record, _info(services, record))
+    if record.output.inline and record.status == "succeeded":
+        answer["artifacts"]["inline"] = await _artifacts(services, record).inline()
+    return answer
 
 
 @router.delete("/{rollout_id}")
@@ -185,17 +197,25 @@ async def _create_once(body: RolloutBody, services: Services, owner: str, key: s
     raise ApiError(409, "idempotency_key_in_use", "a request with this key is being accepted; try again")
 
 
-async def _wait(record: RolloutRecord, request: Request, services: Services) -> None:
-    """Wait for the end; a client that goes away takes its rollout with it."""
+async def _wait(record: RolloutRecord, request: Request, services: Services, key: str | None) -> None:
+    """Wait for the end; the last client that goes away takes a synchronous rollout with it.
+
+    Its idempotency key is free again first, so that a retry makes a new rollout.
+    """
     finished = asyncio.create_task(services.rollouts.wait(record))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({finished, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not finished.done():
-            await services.rollouts.cancel(record)
-        await finished
     finally:
         gone.cancel()
+        finished.cancel()
+        await asyncio.wait({finished})
+        if services.rollouts.abandoned(record):
+            if key is not None:
+                await services.store.release_key(record.owner, key)
+            await services.rollouts.cancel(record)
+    if record.live:
+        raise ApiError(409, "client_closed_request", "the client closed the connection")
 
 
 async def _disconnected(request: Request) -> None:
