@@ -71,20 +71,6 @@ class NotFound(ApiError):
         super().__init__(404, code, message, param=param)
 
 
-class Conflict(ApiError):
-    """409: the state of the resource does not allow it."""
-
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
-        super().__init__(409, code, message, param=param)
-
-
-class TooLarge(ApiError):
-    """413: larger than the server takes."""
-
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
-        super().__init__(413, code, message, param=param)
-
-
 class Unavailable(ApiError):
     """503: not now; ``Retry-After`` says when to come back."""
 

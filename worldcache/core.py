@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -244,5 +243,3 @@ class RolloutEnded:
 
 
 RolloutEvent: TypeAlias = RolloutStarted | ChunkFinished | RolloutEnded
-
-NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
