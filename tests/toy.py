@@ -99,11 +99,15 @@ class ToyWorldModel(WorldModel):
     def from_tokens(self, tokens: Tensor) -> Tensor:
         return tokens.view(-1, 4, CHUNK, *SIZE)
 
+    def render(self, latent: Tensor) -> dict[str, Tensor]:
+        pictures = ((latent.clamp(-1, 1) + 1) / 2).permute(1, 2, 3, 0).contiguous()
+        return {"rgb": pictures[..., :3], "depth": pictures[..., 3]}
+
     def decode(self, latent: Tensor) -> Frames:
-        pixels = ((latent.clamp(-1, 1) + 1) / 2).numpy()
+        pictures = self.render(latent)
         return {
-            "rgb": np.ascontiguousarray((pixels[:3] * 255).round().astype(np.uint8).transpose(1, 2, 3, 0)),
-            "depth": pixels[3] * 64.0,
+            "rgb": (pictures["rgb"] * 255).round().to(torch.uint8).numpy(),
+            "depth": pictures["depth"].numpy() * 64.0,
         }
 
     def advance(self, context: tuple[int, ...], latent: Tensor, actions: Sequence[Any]) -> tuple[int, ...]:

@@ -91,8 +91,16 @@ class WorldModel(ABC):
         """Inverse of :meth:`to_tokens`."""
 
     @abstractmethod
+    def render(self, latent: Tensor) -> dict[str, Tensor]:
+        """The pictures of a finished chunk by modality, before they are rounded to frames.
+
+        float32 ``[F, H, W]``, or ``[F, H, W, channels]`` if there are several, on the host; 0 to 1
+        stands for 0 to the modality's ``high``.
+        """
+
+    @abstractmethod
     def decode(self, latent: Tensor) -> Frames:
-        """The frames of a finished chunk, on the host."""
+        """The frames of a finished chunk, on the host: its pictures in the modalities' units."""
 
     @abstractmethod
     def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:

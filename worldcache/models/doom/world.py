@@ -193,11 +193,15 @@ class DoomWorldModel(WorldModel):
         parts = both[:, 0], both[:, 1, ..., :depth_width]
         return torch.cat([self.transformer.unpatchify(part, config.patch_time) for part in parts], dim=1)
 
+    def render(self, latent: Tensor) -> dict[str, Tensor]:
+        pictures = ((latent.clamp(-1, 1).float().cpu() + 1) / 2).permute(1, 2, 3, 0).contiguous()
+        return {"rgb": pictures[..., :3], "depth": pictures[..., 3]}
+
     def decode(self, latent: Tensor) -> Frames:
-        frames = ((latent.clamp(-1, 1).cpu() + 1) / 2 * self._high).permute(1, 2, 3, 0)
+        pictures = self.render(latent)
         return {
-            "rgb": frames[..., :3].round().to(torch.uint8).numpy(),
-            "depth": frames[..., 3].contiguous().numpy(),
+            "rgb": (pictures["rgb"] * 255.0).round().to(torch.uint8).numpy(),
+            "depth": (pictures["depth"] * self._depth_max).numpy(),
         }
 
     def advance(self, context: DoomContext, latent: Tensor, actions: Sequence[int]) -> DoomContext:
