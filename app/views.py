@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import asdict
 from typing import Any
 
 from anyio import to_thread
@@ -85,6 +86,8 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
                 "decisions": chunk.decisions,
                 "token_classes": chunk.token_classes,
                 "drift": chunk.drift,
+                "fallbacks": chunk.fallbacks,
+                "modalities": {name: asdict(stats) for name, stats in chunk.modalities.items()},
             }
             for chunk in stats.chunks
         ],

@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -40,6 +39,7 @@ class ToyWorldModel(WorldModel):
     gain: float = 1.0
     before_evaluate: Callable[[Sequence[Row]], None] = lambda rows: None
     batches: list[int] = field(default_factory=list)
+    offers_modulated_input: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.device = torch.device("cpu")
@@ -88,6 +88,10 @@ class ToyWorldModel(WorldModel):
             self.gain * row.timestep / 1000 + (0 if row.unconditional else row.condition[0]) for row in rows
         ]
         return torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 4, CHUNK, *SIZE).clone()
+
+    def modulated_input(self, row: Row) -> Tensor:
+        """The latent plus the noise level, as a hand can work out."""
+        return row.latent + row.timestep / 1000
 
     @property
     def token_layout(self) -> TokenLayout:

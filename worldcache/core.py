@@ -154,6 +154,22 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class ModalityStats:
+    """How one modality of a chunk was denoised.
+
+    Attributes:
+        tokens: tokens of the chunk, in all guidance branches.
+        skipped: token evaluations that were predicted instead of computed: tokens times cached steps.
+        error: relative root mean square error that one more prediction would have had at the FULL
+            steps that ended a streak; ``None`` if there was none.
+    """
+
+    tokens: int
+    skipped: int
+    error: float | None
+
+
+@dataclass(frozen=True)
 class ChunkStats:
     """How one chunk was denoised.
 
@@ -164,6 +180,8 @@ class ChunkStats:
         token_classes: share of stable, linear and chaotic tokens by modality.
         token_map: int8 ``[N]``, the class of every token at the last FULL step: 0 stable, 1 linear,
             2 chaotic.
+        fallbacks: times that a value which is not finite made a step FULL.
+        modalities: tokens, skips and errors by modality.
     """
 
     index: int
@@ -171,6 +189,8 @@ class ChunkStats:
     drift: tuple[float | None, ...]
     token_classes: Mapping[str, Mapping[str, float]] | None
     token_map: NDArray[np.int8] | None = None
+    fallbacks: int = 0
+    modalities: Mapping[str, ModalityStats] = field(default_factory=dict)
 
     @property
     def steps_full(self) -> int:

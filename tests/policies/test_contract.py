@@ -11,6 +11,7 @@ from worldcache.policies import (
     Policy,
     PolicyState,
     Schedule,
+    StepInput,
     TokenLayout,
     get_policy_class,
     make_policy,
@@ -42,10 +43,10 @@ def recording(seed: int, num_steps: int = STEPS) -> Tensor:
 
 def advance(policy: AnyPolicy, state: PolicyState, step: int, outputs: Tensor, latents: Tensor) -> Tensor:
     """One denoise step, as the denoise loop drives it; what the step used."""
-    if not policy.should_compute(state, step, latents[step]):
-        return policy.predict(state, step, latents[step])
-    evidence = policy.update(state, step, outputs[step], latents[step])
-    policy.plan(state, [] if evidence is None else evidence.tolist())
+    inputs = StepInput(lambda: latents[step], lambda: latents[step])
+    if not policy.should_compute(state, step, inputs):
+        return policy.predict(state, step, inputs)
+    policy.plan(state, policy.learn(state, step, outputs[step], inputs).tolist())
     return outputs[step]
 
 
@@ -91,7 +92,8 @@ def test_predicting_twice_gives_the_same(name: str):
         cached = not policy.should_compute(state, step, latents[step])
         used = advance(policy, state, step, outputs, latents).clone()
         if cached:
-            assert torch.equal(policy.predict(state, step, latents[step]), used)
+            inputs = StepInput(lambda s=step: latents[s])
+            assert torch.equal(policy.predict(state, step, inputs), used)
 
 
 @every_policy
@@ -139,7 +141,7 @@ def test_the_plan_is_the_decision_and_ends_with_the_schedule(name: str):
     state = policy.reset(schedule())
     for step in range(STEPS):
         planned = state.next_full
-        assert policy.should_compute(state, step, None) == (step == planned)
+        assert policy.should_compute(state, step, StepInput()) == (step == planned)
         advance(policy, state, step, outputs, latents)
         assert step < state.next_full <= STEPS
 
@@ -149,11 +151,12 @@ def roll_without_data(policy: AnyPolicy) -> int:
     outputs = torch.empty(STEPS, LAYOUT.num_tokens, 4, device="meta")
     state, cached = policy.reset(schedule()), 0
     for step in range(STEPS):
-        if policy.should_compute(state, step, outputs[step]):
-            evidence = policy.update(state, step, outputs[step], outputs[step])
-            policy.plan(state, [] if evidence is None else [0.01] * evidence.numel())
+        inputs = StepInput()
+        if policy.should_compute(state, step, inputs):
+            evidence = policy.learn(state, step, outputs[step], inputs)
+            policy.plan(state, [1.0] + [0.01] * (evidence.numel() - 1))
         else:
-            predicted = policy.predict(state, step, outputs[step])
+            predicted = policy.predict(state, step, inputs)
             assert predicted.device.type == "meta"
             cached += 1
     return cached
@@ -172,8 +175,8 @@ class ReadingPolicy(IntervalPolicy):
         super().__init__(IntervalConfig())
         self.how = how
 
-    def predict(self, state: PolicyState, step: int, latent: Tensor | None) -> Tensor:
-        output = super().predict(state, step, latent)
+    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
+        output = super().predict(state, step, inputs)
         reads = {
             "item": lambda: output.sum().item(),
             "tolist": lambda: output.tolist(),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldcache.policies import Schedule, TokenLayout, make_policy
+from worldcache.policies import Schedule, StepInput, TokenLayout, make_policy
 from worldcache.policies.replay import replay
 
 
@@ -21,4 +21,4 @@ def test_predicting_is_a_bug():
     policy = make_policy("none")
     state = policy.reset(Schedule((1.0,), (0.0,), TokenLayout(("rgb",), (1,))))
     with pytest.raises(AssertionError, match="never asked to predict"):
-        policy.predict(state, 0, None)
+        policy.predict(state, 0, StepInput())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldcache.errors import InvalidInput
-from worldcache.policies import Schedule, TokenLayout, make_policy
+from worldcache.policies import Schedule, StepInput, TokenLayout, make_policy
 from worldcache.policies.replay import Replay, replay
 from worldcache.policies.worldcache import PUBLISHED_PRESETS, WorldCacheConfig
 
@@ -97,9 +97,8 @@ def test_evidence_comes_only_when_a_streak_may_start():
     state = policy.reset(Schedule(levels, levels, TokenLayout(("rgb",), (4,))))
     lengths = []
     for step in range(8):
-        evidence = policy.update(state, step, torch.randn(4, 2), None)
-        lengths.append(0 if evidence is None else evidence.numel())
-        policy.plan(state, [])
+        lengths.append(policy.learn(state, step, torch.randn(4, 2), StepInput()).numel() - 1)
+        policy.plan(state, [1.0])
     # Step 4 is followed by 5, 6 and the last step, 7, which is FULL: a streak of two at most.
     assert lengths == [0, 0, 0, 0, 2, 1, 0, 0]
 

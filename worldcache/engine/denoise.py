@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldcache.core import ChunkStats
+from worldcache.core import ChunkStats, ModalityStats
+from worldcache.engine.errors import PredictionErrors
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import Row, WorldModel
-from worldcache.policies.base import Policy, Schedule
+from worldcache.policies.base import Policy, Schedule, StepInput
 
 
 @dataclass
@@ -48,6 +49,8 @@ class ChunkDenoiser:
         self._sampler = self.model.sampler(self.num_steps)
         layout = replace(self.model.token_layout, branches=2 if self._guided else 1)
         self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
+        self._layout = layout
+        self._errors = PredictionErrors(layout)
         self._decisions: list[str] = []
         self._drift: list[float | None] = []
         self._run_streak()
@@ -66,14 +69,14 @@ class ChunkDenoiser:
         """First half of a FULL step: learn from ``outputs`` ``[branches, *latent.shape]``.
 
         Returns:
-            Evidence for :meth:`advance`, float32 on the device: whether the output is finite, then
-            whatever the policy wants to see.
+            Evidence for :meth:`advance`, float32 on the device, as :meth:`Policy.learn` returns it.
         """
         tokens = self.model.to_tokens(outputs)
-        evidence = self.policy.update(self._state, self.step, tokens, self._latent_tokens())
+        if self._decisions and self._decisions[-1] == ".":
+            self._errors.add(self.policy.predict(self._state, self.step, self._inputs), tokens)
+        evidence = self.policy.learn(self._state, self.step, tokens, self._inputs)
         self._move(outputs, "F")
-        finite = outputs.isfinite().all().float().reshape(1)
-        return finite if evidence is None else torch.cat([finite, evidence])
+        return evidence
 
     def advance(self, evidence: Sequence[float]) -> None:
         """Second half: plan from the evidence, then predict steps until one must be computed.
@@ -83,12 +86,12 @@ class ChunkDenoiser:
         """
         if not evidence[0]:
             raise RolloutFailed(f"the model returned a value that is not finite at step {self.step - 1}")
-        self.policy.plan(self._state, evidence[1:])
+        self.policy.plan(self._state, evidence)
         self._drift.append(self._state.drift)
         self._run_streak()
 
     def stats(self, index: int) -> ChunkStats:
-        """How the chunk went; reads the device if the policy classifies tokens."""
+        """How the chunk went; reads the device for token classes and prediction errors."""
         classes = self._state.token_class
         return ChunkStats(
             index,
@@ -96,7 +99,17 @@ class ChunkDenoiser:
             tuple(self._drift),
             self.policy.class_ratios(self._state),
             None if classes is None else classes.cpu().numpy(),
+            self._state.fallbacks,
+            self._modalities(),
         )
+
+    def _modalities(self) -> dict[str, ModalityStats]:
+        branches, cached = self._layout.branches, self._decisions.count(".")
+        errors = self._errors.read()
+        return {
+            name: ModalityStats(branches * count, branches * count * cached, errors[name])
+            for name, count in zip(self._layout.names, self._layout.counts, strict=True)
+        }
 
     @property
     def _guided(self) -> bool:
@@ -104,19 +117,18 @@ class ChunkDenoiser:
 
     def _run_streak(self) -> None:
         while not self.done:
-            latent = self._latent_tokens()
-            if self.policy.should_compute(self._state, self.step, latent):
+            self._inputs = StepInput(self._latent_tokens, self._modulated_input)
+            if self.policy.should_compute(self._state, self.step, self._inputs):
                 return
-            tokens = self.policy.predict(self._state, self.step, latent)
+            tokens = self.policy.predict(self._state, self.step, self._inputs)
             self._drift.append(self._state.drift)
             self._move(self.model.from_tokens(tokens), ".")
 
-    def _latent_tokens(self) -> Tensor | None:
-        """The latent as tokens, once per branch, for policies that read it."""
-        if not self.policy.reads_latent:
-            return None
-        branches = 2 if self._guided else 1
-        return self.model.to_tokens(self.latent.expand(branches, *self.latent.shape))
+    def _latent_tokens(self) -> Tensor:
+        return self.model.to_tokens(self.latent.expand(self._layout.branches, *self.latent.shape))
+
+    def _modulated_input(self) -> Tensor:
+        return self.model.modulated_input(self.rows()[0])
 
     def _move(self, outputs: Tensor, decision: str) -> None:
         """Apply guidance to ``outputs`` and let the sampler take the step."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from worldcache.core import Frames, ModelInfo, Observation
+from worldcache.errors import InvalidInput
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import Sampler
 
@@ -41,10 +42,14 @@ class WorldModel(ABC):
 
     Shapes: a latent is whatever the model denoises, one chunk without a batch dimension, float32 on
     the model's device.
+
+    Attributes:
+        offers_modulated_input: whether :meth:`modulated_input` is implemented.
     """
 
     info: ModelInfo
     device: torch.device
+    offers_modulated_input: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, observation: Observation) -> Any:
@@ -76,6 +81,20 @@ class WorldModel(ABC):
 
         It is what the scheduler consumes (velocity or v-prediction), before guidance.
         """
+
+    def modulated_input(self, row: Row) -> Tensor:
+        """What the backbone's first block attends to for ``row``, modulated by timestep and conditions.
+
+        Float32 of any shape without a batch dimension; TeaCache decides by its changes.
+
+        Raises:
+            InvalidInput: the model does not offer it.
+        """
+        raise InvalidInput(
+            f"model {self.info.id!r} offers no modulated input; choose a policy that needs none",
+            param="cache.policy",
+            code="not_supported",
+        )
 
     @property
     @abstractmethod

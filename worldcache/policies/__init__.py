@@ -1,6 +1,14 @@
 """Cache policies: which denoise steps to compute, and what to use in place of the others."""
 
-from worldcache.policies.base import History, Policy, PolicyConfig, PolicyState, Schedule, TokenLayout
+from worldcache.policies.base import (
+    History,
+    Policy,
+    PolicyConfig,
+    PolicyState,
+    Schedule,
+    StepInput,
+    TokenLayout,
+)
 from worldcache.policies.registry import describe_policies, get_policy_class, make_policy, policy_names
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "PolicyConfig",
     "PolicyState",
     "Schedule",
+    "StepInput",
     "TokenLayout",
     "describe_policies",
     "get_policy_class",

@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, PolicyState, Schedule
-from worldcache.policies.planned import FixedPlanPolicy, plain_state
+from worldcache.policies.base import PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.planned import IndexPlanPolicy, plain_state
 
 
 class IntervalConfig(PolicyConfig):
@@ -22,7 +22,7 @@ class IntervalConfig(PolicyConfig):
     )
 
 
-class IntervalPolicy(FixedPlanPolicy[IntervalConfig, PolicyState]):
+class IntervalPolicy(IndexPlanPolicy[IntervalConfig, PolicyState]):
     """FULL when ``s mod n = 0``; a cached step returns y0.
 
     The last step has no privilege. Under Euler, repeating y0 over a streak equals one coarser step.
@@ -39,6 +39,6 @@ class IntervalPolicy(FixedPlanPolicy[IntervalConfig, PolicyState]):
     def is_due(self, step: int) -> bool:
         return step % self.config.interval == 0
 
-    def predict(self, state: PolicyState, step: int, latent: Tensor | None) -> Tensor:
+    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
         """The newest FULL output itself, not a copy."""
         return state.history.outputs[0]

@@ -6,15 +6,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, PolicyState, Schedule
-from worldcache.policies.planned import FixedPlanPolicy, plain_state
+from worldcache.policies.base import PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.planned import IndexPlanPolicy, plain_state
 
 
 class NoneConfig(PolicyConfig):
     """``none`` has no parameters."""
 
 
-class NonePolicy(FixedPlanPolicy[NoneConfig, PolicyState]):
+class NonePolicy(IndexPlanPolicy[NoneConfig, PolicyState]):
     """Every step is FULL, nothing is predicted."""
 
     name: ClassVar[str] = "none"
@@ -28,5 +28,5 @@ class NonePolicy(FixedPlanPolicy[NoneConfig, PolicyState]):
     def is_due(self, step: int) -> bool:
         return True
 
-    def predict(self, state: PolicyState, step: int, latent: Tensor | None) -> Tensor:
+    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
         raise AssertionError("policy 'none' computes every step and is never asked to predict")

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from worldcache.policies.base import ConfigT, History, Policy, PolicyState, Schedule, StateT
+from worldcache.policies.base import ConfigT, History, Policy, PolicyState, Schedule, StateT, StepInput
 
 
 class PlannedPolicy(Policy[ConfigT, StateT]):
@@ -16,30 +16,39 @@ class PlannedPolicy(Policy[ConfigT, StateT]):
 
     plans_ahead: ClassVar[bool] = True
 
-    def should_compute(self, state: StateT, step: int, latent: Tensor | None) -> bool:
+    def should_compute(self, state: StateT, step: int, inputs: StepInput) -> bool:
         """FULL from ``state.next_full`` on; a fresh state starts FULL."""
         return step >= state.next_full
 
 
 class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
-    """A planned policy whose FULL steps depend on the step's index alone.
+    """A planned policy whose next FULL step depends on the newest one's index alone.
 
-    A subclass says which steps are due. Its ``update`` returns no evidence, and the host plans from
-    the schedule.
+    Its ``update`` returns no evidence, and the host plans from the schedule.
     """
+
+    @abstractmethod
+    def next_due(self, newest: int, num_steps: int) -> int:
+        """The FULL step after ``newest`` in a schedule of ``num_steps``, or ``num_steps`` if none is."""
+
+    def update(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> None:
+        """Remember the output."""
+        state.history.push(step, output)
+
+    def settle(self, state: StateT, evidence: Sequence[float]) -> None:
+        """Set ``state.next_full`` to the next step that is due."""
+        state.next_full = self.next_due(state.newest, state.schedule.num_steps)
+
+
+class IndexPlanPolicy(FixedPlanPolicy[ConfigT, StateT]):
+    """A policy that says of each step by its index whether it is FULL."""
 
     @abstractmethod
     def is_due(self, step: int) -> bool:
         """Whether ``step`` is FULL, given that an earlier step has been computed."""
 
-    def update(self, state: StateT, step: int, output: Tensor, latent: Tensor | None) -> None:
-        """Remember the output."""
-        state.history.push(step, output)
-
-    def plan(self, state: StateT, evidence: Sequence[float]) -> None:
-        """Set ``state.next_full`` to the next step that is due, or to the end of the schedule."""
-        after = range(state.history.steps[0] + 1, state.schedule.num_steps)
-        state.next_full = next((step for step in after if self.is_due(step)), state.schedule.num_steps)
+    def next_due(self, newest: int, num_steps: int) -> int:
+        return next((step for step in range(newest + 1, num_steps) if self.is_due(step)), num_steps)
 
 
 def plain_state(schedule: Schedule) -> PolicyState:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldcache.errors import InvalidInput
-from worldcache.policies import Schedule, TokenLayout, make_policy
+from worldcache.policies import Schedule, StepInput, TokenLayout, get_policy_class, make_policy
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Replay:
         output: float32 ``[T, N, d]``, recorded at a FULL step and predicted at a CACHED one.
         drift: float64 ``[T]``, accumulated drift after the step; NaN for policies that measure none.
         token_class: int8 ``[T, N]``, 0 stable, 1 linear, 2 chaotic, -1 while unknown.
+        fallbacks: times that a value which is not finite made a step FULL.
     """
 
     is_full: Tensor
     output: Tensor
     drift: Tensor
     token_class: Tensor
+    fallbacks: int = 0
 
     @property
     def skip_ratio(self) -> float:
@@ -44,9 +46,13 @@ def replay(
     *,
     latents: Tensor | None = None,
     sigmas: Sequence[float] | Tensor | None = None,
+    modulated: Tensor | None = None,
     **parameters: object,
 ) -> Replay:
     """Drive ``policy`` through a chunk whose backbone outputs are known.
+
+    A policy that needs a calibration takes it from the recording itself where none is given; it has
+    then seen every output in advance, unlike in a rollout.
 
     Args:
         outputs: ``[T, N, d]`` floating point, what the backbone returns at each step.
@@ -54,12 +60,44 @@ def replay(
         latents: ``[T, N, d]``, the latent at each step, for policies that look at it.
         sigmas: noise level of each step, T numbers; falling evenly from 1 towards 0 by default. The
             signal level is ``1 - sigma``.
+        modulated: ``[T, ...]``, the timestep-modulated input at each step, for ``teacache``; the
+            latents if left out.
         **parameters: the policy's parameters.
 
     Raises:
         InvalidInput: an argument does not fit; ``param`` names it.
     """
     outputs = _tokens(outputs, "outputs")
+    inputs = _inputs(outputs, latents, modulated)
+    num_steps, num_tokens, _ = outputs.shape
+    levels = _levels(sigmas, num_steps)
+    layout = TokenLayout(("tokens",), (num_tokens,))
+    schedule = Schedule(levels, tuple(1.0 - sigma for sigma in levels), layout)
+
+    driver = make_policy(policy, **_calibrated(policy, parameters, outputs, inputs))
+    state = driver.reset(schedule)
+    is_full = torch.zeros(num_steps, dtype=torch.bool)
+    drift = torch.full((num_steps,), math.nan, dtype=torch.float64)
+    token_class = torch.full((num_steps, num_tokens), -1, dtype=torch.int8)
+    used = torch.empty_like(outputs, device="cpu")
+    for step in range(num_steps):
+        at_step = _at(inputs, step)
+        if driver.should_compute(state, step, at_step):
+            is_full[step] = True
+            output = outputs[step]
+            driver.plan(state, driver.learn(state, step, output, at_step).tolist())
+        else:
+            output = driver.predict(state, step, at_step)
+        used[step] = output
+        if state.drift is not None:
+            drift[step] = state.drift
+        if state.token_class is not None:
+            token_class[step] = state.token_class
+    return Replay(is_full, used, drift, token_class, state.fallbacks)
+
+
+def _inputs(outputs: Tensor, latents: Tensor | None, modulated: Tensor | None) -> StepInput:
+    """The inputs of all steps at once; asking for one that is missing raises InvalidInput."""
     if latents is not None:
         latents = _tokens(latents, "latents")
         if latents.shape != outputs.shape:
@@ -67,32 +105,31 @@ def replay(
                 f"latents must have the shape of outputs {tuple(outputs.shape)}, not {tuple(latents.shape)}",
                 param="latents",
             )
-    num_steps, num_tokens, _ = outputs.shape
-    levels = _levels(sigmas, num_steps)
-    layout = TokenLayout(("tokens",), (num_tokens,))
-    schedule = Schedule(levels, tuple(1.0 - sigma for sigma in levels), layout)
+    if modulated is not None:
+        modulated = _modulated(modulated, outputs.shape[0])
 
-    driver = make_policy(policy, **parameters)
-    state = driver.reset(schedule)
-    is_full = torch.zeros(num_steps, dtype=torch.bool)
-    drift = torch.full((num_steps,), math.nan, dtype=torch.float64)
-    token_class = torch.full((num_steps, num_tokens), -1, dtype=torch.int8)
-    used = torch.empty_like(outputs, device="cpu")
-    for step in range(num_steps):
-        latent = None if latents is None else latents[step]
-        if driver.should_compute(state, step, latent):
-            is_full[step] = True
-            output = outputs[step]
-            evidence = driver.update(state, step, output, latent)
-            driver.plan(state, [] if evidence is None else evidence.tolist())
-        else:
-            output = driver.predict(state, step, latent)
-        used[step] = output
-        if state.drift is not None:
-            drift[step] = state.drift
-        if state.token_class is not None:
-            token_class[step] = state.token_class
-    return Replay(is_full, used, drift, token_class)
+    def latent() -> Tensor:
+        if latents is None:
+            raise InvalidInput("this policy looks at the latents; give them", param="latents")
+        return latents
+
+    return StepInput(latent, latent if modulated is None else lambda: modulated)
+
+
+def _at(inputs: StepInput, step: int) -> StepInput:
+    return StepInput(lambda: inputs.latent()[step], lambda: inputs.modulated()[step])
+
+
+def _calibrated(
+    policy: str, parameters: dict[str, object], outputs: Tensor, inputs: StepInput
+) -> dict[str, object]:
+    """The parameters, completed from the recording where the policy needs a calibration."""
+    policy_class = get_policy_class(policy)
+    missing = [name for name in policy_class.calibrated if parameters.get(name) is None]
+    if not missing:
+        return parameters
+    measured = policy_class.calibrate(outputs, inputs.modulated)
+    return parameters | {name: measured[name] for name in missing}
 
 
 def _tokens(value: Tensor, param: str) -> Tensor:
@@ -103,6 +140,14 @@ def _tokens(value: Tensor, param: str) -> Tensor:
             f"{param} must be [steps, tokens, width] with none of them 0, not {list(value.shape)}",
             param=param,
         )
+    return value.detach().float()
+
+
+def _modulated(value: Tensor, num_steps: int) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InvalidInput("modulated must be a floating point torch tensor [T, ...]", param="modulated")
+    if not value.numel() or len(value.shape) < 2 or len(value) != num_steps:
+        raise InvalidInput(f"modulated must have {num_steps} entries, one per step", param="modulated")
     return value.detach().float()
 
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule
+from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.math import finite_differences, taylor_sum
-from worldcache.policies.planned import FixedPlanPolicy
+from worldcache.policies.planned import IndexPlanPolicy
 
 
 class TaylorConfig(PolicyConfig):
@@ -32,7 +32,7 @@ class TaylorState(PolicyState):
     differences: tuple[Tensor, ...] = ()
 
 
-class TaylorPolicy(FixedPlanPolicy[TaylorConfig, TaylorState]):
+class TaylorPolicy(IndexPlanPolicy[TaylorConfig, TaylorState]):
     """FULL while ``s < warmup``, then when ``(s - warmup - 1) mod n = 0``; cached steps extrapolate.
 
     The step right after the warmup is cached (unless n = 1) and the one after it is FULL: with the
@@ -50,15 +50,23 @@ class TaylorPolicy(FixedPlanPolicy[TaylorConfig, TaylorState]):
     def reset(self, schedule: Schedule) -> TaylorState:
         return TaylorState(schedule, History(depth=1))
 
+    @property
+    def reach(self) -> int:
+        return self.config.order + 1
+
+    @property
+    def kept_outputs(self) -> int:
+        return self.config.order + 1
+
     def is_due(self, step: int) -> bool:
         after = step - self.config.warmup_steps
         return after < 0 or (after - 1) % self.config.interval == 0
 
-    def update(self, state: TaylorState, step: int, output: Tensor, latent: Tensor | None) -> None:
+    def update(self, state: TaylorState, step: int, output: Tensor, inputs: StepInput) -> None:
         """Difference the output against those before it. Stays on the device."""
-        gap = step - state.history.steps[0] if state.differences else 1
+        gap = step - state.newest if state.differences else 1
         state.differences = finite_differences(output, state.differences, gap, self.config.order)
-        super().update(state, step, output, latent)
+        super().update(state, step, output, inputs)
 
-    def predict(self, state: TaylorState, step: int, latent: Tensor | None) -> Tensor:
-        return taylor_sum(state.differences, step - state.history.steps[0])
+    def predict(self, state: TaylorState, step: int, inputs: StepInput) -> Tensor:
+        return taylor_sum(state.differences, step - state.newest)

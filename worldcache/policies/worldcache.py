@@ -6,7 +6,6 @@ In the paper's terms y0, v0 and a are the newest FULL output, its velocity and i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule
+from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.math import (
     CHAOTIC,
     combination_weights,
@@ -95,11 +94,6 @@ class WorldCacheState(PolicyState):
     gap: int = 1
     planned_drift: tuple[float, ...] = ()
 
-    @property
-    def newest(self) -> int:
-        """t0, the newest FULL step."""
-        return self.history.steps[0]
-
 
 class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
     """CHTP and CAS, planned once per FULL step.
@@ -122,9 +116,22 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
     def reset(self, schedule: Schedule) -> WorldCacheState:
         return WorldCacheState(schedule, History(depth=1), drift=0.0)
 
-    def update(
-        self, state: WorldCacheState, step: int, output: Tensor, latent: Tensor | None
-    ) -> Tensor | None:
+    @property
+    def reach(self) -> int:
+        return 3
+
+    @property
+    def kept_outputs(self) -> int:
+        return 3
+
+    def should_compute(self, state: WorldCacheState, step: int, inputs: StepInput) -> bool:
+        """As planned; takes the drift of a cached step from the plan."""
+        if super().should_compute(state, step, inputs):
+            return True
+        state.drift = state.planned_drift[step - state.newest - 1]
+        return False
+
+    def update(self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
         """Refresh differences and classes.
 
         Returns:
@@ -158,25 +165,22 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
             count=longest,
         )
 
-    def plan(self, state: WorldCacheState, evidence: Sequence[float]) -> None:
+    def settle(self, state: WorldCacheState, evidence: Sequence[float]) -> None:
         """Plan the streak: cached steps follow while the drift before them is below the threshold."""
         drift = 0.0
         planned: list[float] = []
-        if all(math.isfinite(increment) for increment in evidence):
-            for increment in evidence:
-                if drift >= self.config.drift_threshold:
-                    break
-                drift += increment
-                planned.append(drift)
-        state.drift = 0.0
+        for increment in evidence:
+            if drift >= self.config.drift_threshold:
+                break
+            drift += increment
+            planned.append(drift)
         state.planned_drift = tuple(planned)
         state.next_full = state.newest + 1 + len(planned)
 
-    def predict(self, state: WorldCacheState, step: int, latent: Tensor | None) -> Tensor:
-        """``y0 + p v0 + q a`` with a p and a q for each token; sets ``state.drift`` from the plan."""
+    def predict(self, state: WorldCacheState, step: int, inputs: StepInput) -> Tensor:
+        """``y0 + p v0 + q a`` with a p and a q for each token."""
         assert state.token_class is not None
         k = step - state.newest
-        state.drift = state.planned_drift[k - 1]
         p, q = combination_weights(state.token_class, k, self.config.max_skip, state.gap)
         output, velocity, acceleration = state.differences
         return torch.addcmul(output, p, velocity).addcmul_(q, acceleration)

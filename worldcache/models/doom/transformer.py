@@ -8,6 +8,7 @@ of a batch brings its own timestep, context and actions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,7 @@ class ActionTransformerBlock(nn.Module):
     def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
         batch, tokens, width = hidden_states.shape
         groups = temb.shape[1]
-        parts = self.modulation(F.silu(temb)).unsqueeze(2).chunk(6, dim=-1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._parts(temb)
 
         def grouped(x: Tensor) -> Tensor:
             return x.view(batch, groups, tokens // groups, width)
@@ -82,6 +82,18 @@ class ActionTransformerBlock(nn.Module):
         x = torch.addcmul(shift2, grouped(self.norm2(hidden_states)), 1 + scale2)
         x = self.ff(x.view(batch, tokens, width))
         return torch.addcmul(grouped(hidden_states), gate2, grouped(x)).view_as(hidden_states)
+
+    def modulated(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        """What the attention sees, ``[B, G*M, W]``."""
+        shift, scale, *_ = self._parts(temb)
+        normed = self.norm1(hidden_states)
+        grouped = normed.view(*temb.shape[:2], -1, normed.shape[-1])
+        return torch.addcmul(shift, grouped, 1 + scale).view_as(hidden_states)
+
+    def _parts(self, temb: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of attention, then of the feed-forward, each ``[B, G, 1, W]``."""
+        parts: tuple[Tensor, ...] = self.modulation(F.silu(temb)).unsqueeze(2).chunk(6, dim=-1)
+        return parts
 
 
 class ContextStem(nn.Module):
@@ -242,6 +254,11 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
         time: Tensor = self.time_embed(self.time_proj(timestep).to(self.position.dtype))
         action: Tensor = self.action_mlp(self.action_embed(actions).flatten(1))
         return time[:, None] + action.view(len(actions), self.groups, -1)
+
+    def modulated_input(self, noisy: Tensor, timestep: Tensor, context: Tensor, actions: Tensor) -> Tensor:
+        """What the first block attends to, ``[B, G*2*S, width]``; arguments as in :meth:`forward`."""
+        first = cast(ActionTransformerBlock, self.transformer_blocks[0])
+        return first.modulated(self.embed(noisy, context), self.condition(timestep, actions))
 
     def predict_clean(self, noisy: Tensor, timestep: Tensor, context: Tensor, actions: Tensor) -> Tensor:
         """x̂0 ``[B, C, T, H, W]``; arguments as in :meth:`forward`."""

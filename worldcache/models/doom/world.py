@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class DoomWorldModel(WorldModel):
         starts: the observations that come with the model.
         device, dtype: of the backbone, which has the dtype already. Latents stay float32.
     """
+
+    offers_modulated_input: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -163,15 +165,22 @@ class DoomWorldModel(WorldModel):
         return FlowMatchSampler(scheduler, num_steps)
 
     def evaluate(self, rows: Sequence[Row]) -> Tensor:
+        velocity: Tensor = self.transformer(*self._batch(rows), return_dict=False)[0]
+        return velocity.float()
+
+    def modulated_input(self, row: Row) -> Tensor:
+        modulated: Tensor = self.transformer.modulated_input(*self._batch([row]))[0]
+        return modulated.float()
+
+    def _batch(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, timesteps, context frames and actions of the rows."""
         no_action = torch.full_like(rows[0].condition.actions, self._no_action)
-        velocity: Tensor = self.transformer(
+        return (
             torch.stack([row.latent for row in rows]).to(self._dtype),
             torch.tensor([row.timestep for row in rows], device=self.device),
             torch.stack([row.condition.frames for row in rows]).to(self._dtype),
             torch.stack([no_action if row.unconditional else row.condition.actions for row in rows]),
-            return_dict=False,
-        )[0]
-        return velocity.float()
+        )
 
     @property
     def token_layout(self) -> TokenLayout:

@@ -1,0 +1,44 @@
+"""How far predictions would have been off, measured where the truth is computed anyway."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from worldcache.policies.state import TokenLayout
+
+
+class PredictionErrors:
+    """Sums squared errors and squared outputs per modality, on the device, until they are read."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self._layout = layout
+        self._sums: Tensor | None = None
+
+    def add(self, predicted: Tensor, output: Tensor) -> None:
+        """Compare a prediction with the output that was computed for its step, both ``[N, d]``."""
+        both = torch.stack([predicted - output, output]).square().sum(dim=-1)
+        by_branch = both.view(2, self._layout.branches, -1).sum(dim=1)
+        sums = torch.stack([part.sum(dim=-1) for part in by_branch.split(self._layout.counts, dim=1)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self) -> dict[str, float | None]:
+        """Relative root mean square error by modality; ``None`` before the first prediction.
+
+        An output of 0 has no relative error: ``None`` unless it was met exactly. Reads the device once.
+        """
+        names = self._layout.names
+        if self._sums is None:
+            return dict.fromkeys(names)
+        return {
+            name: _relative(error, power)
+            for name, (error, power) in zip(names, self._sums.tolist(), strict=True)
+        }
+
+
+def _relative(error: float, power: float) -> float | None:
+    if power:
+        return math.sqrt(error / power)
+    return None if error else 0.0
