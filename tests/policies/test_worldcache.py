@@ -113,6 +113,8 @@ def test_defaults_are_the_voyager_preset():
         "warmup_steps": 5,
         "drift_mean": "all",
         "eps": 1e-8,
+        "predictor": "chtp",
+        "trigger": "cas",
     }
     aether = PUBLISHED_PRESETS["aether"]
     assert (aether.max_skip, aether.drift_threshold, aether.warmup_steps) == (2, 0.2, 10)

@@ -27,7 +27,7 @@ class PredictionErrors:
     def read(self) -> dict[str, float | None]:
         """Relative root mean square error by modality; ``None`` before the first prediction.
 
-        An output of 0 has no relative error: ``None`` unless it was met exactly. Reads the device once.
+        ``None`` as well where no relative error exists, as for an output of 0. Reads the device once.
         """
         names = self._layout.names
         if self._sums is None:
@@ -39,6 +39,6 @@ class PredictionErrors:
 
 
 def _relative(error: float, power: float) -> float | None:
-    if power:
-        return math.sqrt(error / power)
-    return None if error else 0.0
+    if not math.isfinite(error) or (error and not power):
+        return None
+    return math.sqrt(error / power) if error else 0.0

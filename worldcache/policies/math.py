@@ -53,9 +53,31 @@ def taylor_sum(differences: Sequence[Tensor], k: int) -> Tensor:
 
     Source: TaylorSeer, arXiv 2503.06923, section 3.
     """
+    return _weighted_sum(differences, (1.0, k, k**2, k**3))
+
+
+def hermite_sum(differences: Sequence[Tensor], k: int, sigma: float) -> Tensor:
+    """The HiCache prediction ``y0 + sum_(i>=1) D_i / i! * sigma^i * H_i(sigma k)``.
+
+    H_i are the physicists' Hermite polynomials ``2x``, ``4x^2 - 2`` and ``8x^3 - 12x``.
+
+    Args:
+        differences: ``D_0 ... D_m``, each ``[N, d]``, m at most 3.
+        k: steps since the newest FULL step.
+        sigma: the contraction, in (0, 1].
+
+    Source: HiCache, arXiv 2508.16984.
+    """
+    x = sigma * k
+    polynomials = (1.0, 2 * x, 4 * x**2 - 2, 8 * x**3 - 12 * x)
+    return _weighted_sum(differences, [sigma**i * value for i, value in enumerate(polynomials)])
+
+
+def _weighted_sum(differences: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``D_0 + sum_(i>=1) D_i w_i / i!``; ``D_0`` itself if there is no other."""
     total = differences[0]
     for order, difference in enumerate(differences[1:], start=1):
-        total = torch.add(total, difference, alpha=k**order / math.factorial(order))
+        total = torch.add(total, difference, alpha=weights[order] / math.factorial(order))
     return total
 
 

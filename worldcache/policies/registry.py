@@ -19,6 +19,10 @@ _CLASSES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "none": ("worldcache.policies.none", "NonePolicy"),
         "interval": ("worldcache.policies.interval", "IntervalPolicy"),
         "taylor": ("worldcache.policies.taylor", "TaylorPolicy"),
+        "hicache": ("worldcache.policies.hicache", "HiCachePolicy"),
+        "easycache": ("worldcache.policies.easycache", "EasyCachePolicy"),
+        "teacache": ("worldcache.policies.teacache", "TeaCachePolicy"),
+        "magcache": ("worldcache.policies.magcache", "MagCachePolicy"),
         "worldcache": ("worldcache.policies.worldcache", "WorldCachePolicy"),
     }
 )

@@ -19,13 +19,17 @@ from torch import Tensor
 from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.math import (
     CHAOTIC,
+    LINEAR,
+    STABLE,
     combination_weights,
     curvature,
-    drift_increments,
     finite_differences,
     quantile_classes,
 )
 from worldcache.policies.planned import PlannedPolicy
+from worldcache.policies.triggers import Streak, Trigger
+
+_ONE_CLASS = MappingProxyType({"reuse": STABLE, "linear": LINEAR, "damped": CHAOTIC})
 
 
 class WorldCacheConfig(PolicyConfig):
@@ -57,6 +61,17 @@ class WorldCacheConfig(PolicyConfig):
         description="Divide a step's drift by all tokens (published code) or by chaotic ones (paper).",
     )
     eps: float = Field(default=1e-8, gt=0, description="Added to the squared speed in the curvature.")
+    predictor: Literal["chtp", "reuse", "linear", "damped", "random"] = Field(
+        default="chtp",
+        description="Predict tokens by class (chtp), all of them in one way, or by random classes of the "
+        "same sizes.",
+    )
+    trigger: Trigger = Field(
+        default="cas",
+        description="What adds to the drift: curvature times movement of chaotic tokens (cas), nothing "
+        "(interval), movement of all tokens (difference), that relative to the output (norm), or "
+        "curvature of chaotic tokens alone (curvature).",
+    )
 
     @field_validator("chaotic_quantile")
     @classmethod
@@ -103,6 +118,7 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
     ``sum_chaotic kappa |y(k) - y(k-1)| / M`` to the drift. A step is FULL within the warmup, at the
     end of the schedule, without curvature, at a drift of ``drift_threshold``, and after ``max_skip``
     cached steps. All of this follows from the FULL outputs and k, so the streak is planned in one read.
+    ``predictor`` and ``trigger`` exchange either half, for the ablations of the paper.
     """
 
     name: ClassVar[str] = "worldcache"
@@ -145,25 +161,30 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         state.history.push(step, output)
         if len(state.differences) < 3:
             return None
-        _, velocity, acceleration = state.differences
+        output, velocity, acceleration = state.differences
         velocity_norm = torch.linalg.vector_norm(velocity, dim=-1)
         acceleration_norm = torch.linalg.vector_norm(acceleration, dim=-1)
         kappa = curvature(velocity_norm, acceleration_norm, self.config.eps)
-        state.token_class = quantile_classes(kappa, self.config.stable_quantile, self.config.chaotic_quantile)
+        classes = quantile_classes(kappa, self.config.stable_quantile, self.config.chaotic_quantile)
+        state.token_class = self._groups(classes, step)
         longest = min(self.config.max_skip, state.schedule.last_step - step - 1)
         if longest < 1 or step + 1 < self.config.warmup_steps:
             return None
-        chaotic = state.token_class == CHAOTIC
-        share = chaotic.sum().clamp(min=1) if self.config.drift_mean == "chaotic" else chaotic.numel()
-        return drift_increments(
-            kappa * chaotic / share,  # 0 times a curvature that is not finite is NaN: nothing hides
+        streak = Streak(
+            output,
+            velocity,
+            acceleration,
             velocity_norm,
             acceleration_norm,
-            (velocity * acceleration).sum(dim=-1),
+            kappa,
+            classes,
+            over_chaotic=self.config.drift_mean == "chaotic",
             gap=state.gap,
             max_skip=self.config.max_skip,
+            eps=self.config.eps,
             count=longest,
         )
+        return streak.increments(self.config.trigger)
 
     def settle(self, state: WorldCacheState, evidence: Sequence[float]) -> None:
         """Plan the streak: cached steps follow while the drift before them is below the threshold."""
@@ -184,3 +205,12 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         p, q = combination_weights(state.token_class, k, self.config.max_skip, state.gap)
         output, velocity, acceleration = state.differences
         return torch.addcmul(output, p, velocity).addcmul_(q, acceleration)
+
+    def _groups(self, classes: Tensor, step: int) -> Tensor:
+        """The class that each token is predicted by, int8 ``[N]``."""
+        if self.config.predictor == "chtp":
+            return classes
+        if self.config.predictor == "random":
+            generator = torch.Generator().manual_seed(step)
+            return classes[torch.randperm(len(classes), generator=generator).to(classes.device)]
+        return torch.full_like(classes, _ONE_CLASS[self.config.predictor])
