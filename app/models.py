@@ -133,7 +133,11 @@ def describe_model(hosted: HostedModel) -> dict[str, Any]:
         "presets": {
             name: {"policy": preset.policy, **preset.parameters} for name, preset in info.presets.items()
         },
+        "preset_measurements": {
+            name: preset.measured for name, preset in info.presets.items() if preset.measured is not None
+        },
         "default_preset": info.default_preset,
+        "auto_preset": info.auto_preset or info.default_preset,
         "memory_bytes": hosted.model.memory_bytes,
         "device": str(hosted.model.device),
         "licence": info.licence,

@@ -25,7 +25,7 @@ from app.store import RolloutRecord, Store
 from worldcache.core import ChunkFinished, Frames, ModelInfo, RolloutEnded, RolloutStarted
 from worldcache.engine.rollout import RolloutRequest
 from worldcache.errors import InvalidInput, UnknownName, WorldCacheError
-from worldcache.policies.registry import AnyPolicy, make_policy
+from worldcache.policies.choose import choose_policy
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class RolloutService:
         start = body.observation.start
         if start is not None and start not in info.starts:
             raise UnknownName("start", start, info.starts, param="observation.start")
-        policy = choose_policy(body, info)
+        policy = choose_policy(body.cache, info)
         actions = info.action_space.parse(body.actions)
         observation = await to_thread.run_sync(
             lambda: read_observation(
@@ -215,18 +215,6 @@ class RolloutService:
 def new_rollout_id() -> str:
     """A fresh id."""
     return f"ro_{uuid.uuid4().hex}"
-
-
-def choose_policy(body: RolloutBody, info: ModelInfo) -> AnyPolicy:
-    """The policy that a request asks for: a preset, a policy with parameters, or the model's default."""
-    if body.cache is None or isinstance(body.cache, str):
-        preset = info.preset(info.default_preset if body.cache is None else body.cache)
-        return make_policy(preset.policy, **preset.parameters)
-    parameters = dict(body.cache)
-    name = parameters.pop("policy", None)
-    if not isinstance(name, str):
-        raise InvalidInput("cache.policy must be the name of a policy", param="cache.policy")
-    return make_policy(name, **parameters)
 
 
 def _public_error(error: BaseException | None) -> dict[str, Any]:

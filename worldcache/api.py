@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from worldcache.core import ChunkFinished, Frames, Observation, RolloutEnded, RolloutEvent, RolloutStats
+from worldcache.core import (
+    ChunkFinished,
+    Frames,
+    ModelInfo,
+    Observation,
+    RolloutEnded,
+    RolloutEvent,
+    RolloutStats,
+)
 from worldcache.engine.engine import Engine
 from worldcache.engine.rollout import Rollout, RolloutRequest
 from worldcache.errors import InvalidInput
 from worldcache.models.base import WorldModel
-from worldcache.policies.registry import AnyPolicy, make_policy
+from worldcache.policies.choose import choose_policy, is_preset
+from worldcache.policies.registry import AnyPolicy, policy_names
 
 
 @dataclass(frozen=True)
@@ -26,18 +35,6 @@ class RolloutResult:
 
     frames: Frames
     stats: RolloutStats
-
-
-def choose_policy(model: WorldModel, policy: str | AnyPolicy | None, **parameters: object) -> AnyPolicy:
-    """A policy from a policy's name and parameters, a preset's name, or the model's default preset."""
-    if policy is None or isinstance(policy, str):
-        if policy is None or (policy in (*model.info.presets, "auto") and policy != "none"):
-            if parameters:
-                raise InvalidInput("parameters need the name of a policy, not of a preset", param="cache")
-            preset = model.info.preset(policy or model.info.default_preset)
-            return make_policy(preset.policy, **preset.parameters)
-        return make_policy(policy, **parameters)
-    return policy
 
 
 def rollout(
@@ -82,7 +79,7 @@ def rollout(
     request = RolloutRequest(
         observation=observation,
         actions=info.action_space.parse(actions),
-        policy=choose_policy(model, policy, **policy_parameters),
+        policy=_choose(policy, policy_parameters, info),
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=info.guidance_scale if guidance_scale is None else guidance_scale,
@@ -106,3 +103,15 @@ def rollout(
         raise ended[0].error
     frames = {m.name: np.concatenate([chunk.frames[m.name] for chunk in chunks]) for m in info.modalities}
     return RolloutResult(frames, ended[0].stats)
+
+
+def _choose(policy: str | AnyPolicy | None, parameters: Mapping[str, object], info: ModelInfo) -> AnyPolicy:
+    """The policy of a call; a name that a preset and a policy share is the preset's without parameters."""
+    if policy is not None and not isinstance(policy, str):
+        return policy
+    if policy is None or is_preset(policy, info):
+        if not parameters:
+            return choose_policy(policy, info)
+        if policy not in policy_names():
+            raise InvalidInput("parameters need the name of a policy, not of a preset", param="cache")
+    return choose_policy({**parameters, "policy": policy}, info)

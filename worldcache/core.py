@@ -83,10 +83,15 @@ class Modality:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named choice of policy and parameters."""
+    """A named choice of policy and parameters.
+
+    Attributes:
+        measured: figures of a calibration run with this choice, as plain data.
+    """
 
     policy: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class ModelInfo:
         starts: names of the observations that come with the model.
         presets: cache presets by name; ``default_preset`` is one of them.
         guidance_scale: default guidance; 1 means none.
+        calibrations: parameters that were measured for this model, by policy.
+        auto_preset: the preset that ``auto`` stands for; the default one if ``None``.
     """
 
     id: str
@@ -121,6 +128,8 @@ class ModelInfo:
     licence: str
     guidance_scale: float = 1.0
     max_inference_steps: int = 1000
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    auto_preset: str | None = None
 
     def modality(self, name: str, *, param: str | None = None) -> Modality:
         """The modality called ``name``."""
@@ -130,9 +139,9 @@ class ModelInfo:
         raise UnknownName("modality", name, (m.name for m in self.modalities), param=param)
 
     def preset(self, name: str, *, param: str = "cache") -> Preset:
-        """The cache preset called ``name``; ``auto`` is the model's default one."""
+        """The cache preset called ``name``; ``auto`` is the calibrated choice or else the default one."""
         if name == "auto":
-            name = self.default_preset
+            name = self.auto_preset or self.default_preset
         if name not in self.presets:
             raise UnknownName("preset", name, (*self.presets, "auto"), param=param)
         return self.presets[name]

@@ -14,9 +14,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation, Preset
+from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import Row, WorldModel
+from worldcache.models.calibration import Calibration, read_calibration
 from worldcache.models.doom.transformer import ActionTransformer3DModel
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import FlowMatchSampler, Sampler
@@ -61,6 +62,7 @@ class DoomWorldModel(WorldModel):
         transformer: the backbone.
         scheduler: a diffusers flow-matching scheduler; each chunk gets its own copy.
         world: the contents of ``world.json``.
+        calibration: presets and calibrated parameters.
         starts: the observations that come with the model.
         device, dtype: of the backbone, which has the dtype already. Latents stay float32.
     """
@@ -73,6 +75,7 @@ class DoomWorldModel(WorldModel):
         scheduler: FlowMatchEulerDiscreteScheduler,
         world: Mapping[str, Any],
         starts: Mapping[str, Start],
+        calibration: Calibration,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -98,18 +101,19 @@ class DoomWorldModel(WorldModel):
             chunk_frames=config.chunk_frames,
             num_inference_steps=world["num_inference_steps"],
             starts=tuple(starts),
-            presets={
-                name: Preset(preset["policy"], preset.get("parameters", {}))
-                for name, preset in world["presets"].items()
-            },
+            presets=calibration.presets,
             default_preset=world["default_preset"],
             licence=world["licence"],
+            calibrations=calibration.policies,
+            auto_preset=calibration.auto,
         )
         self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
 
     @classmethod
     def load(cls, path: str | Path | None, *, device: torch.device, dtype: torch.dtype) -> DoomWorldModel:
         """Load a folder with ``world.json``, ``starts.npz``, ``transformer/`` and ``scheduler/``.
+
+        A ``calibration.json`` may lie beside them.
 
         Raises:
             ModelLoadError: the message names the file that is missing or wrong.
@@ -125,8 +129,9 @@ class DoomWorldModel(WorldModel):
                 folder / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False
             )
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-            return cls(transformer, scheduler, world, starts, device=device, dtype=dtype)
-        except (OSError, KeyError, ValueError) as error:
+            calibration = read_calibration(folder, world["presets"])
+            return cls(transformer, scheduler, world, starts, calibration, device=device, dtype=dtype)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
 
     def begin(self, observation: Observation) -> DoomContext:
