@@ -9,8 +9,8 @@ import torch
 
 from tests.toy import ToyWorldModel
 from worldcache.engine.denoise import ChunkDenoiser
-from worldcache.errors import RolloutFailed
-from worldcache.models.base import Row
+from worldcache.errors import InvalidInput, RolloutFailed
+from worldcache.models.base import Row, WorldModel
 from worldcache.policies.registry import make_policy
 from worldcache.sampler import chunk_generator
 
@@ -118,3 +118,99 @@ def test_rows_share_a_batch_by_shape() -> None:
     other = Row(torch.zeros(4, 4, 8, 16), 1.0, None)
     assert model.batch_key(one) == model.batch_key(Row(torch.ones(4, 4, 8, 8), 500.0, None))
     assert model.batch_key(one) != model.batch_key(other)
+
+
+def test_errors_are_measured_where_a_streak_ends() -> None:
+    # interval 2 over 5 steps: outputs 1, .6 and .2 at steps 0, 2, 4. At 2 and 4 the newest output would
+    # have been repeated: errors .4 and .4 against .6 and .2. Depth is the same in every pixel.
+    chunk = denoiser("interval", 5, interval=2)
+    run(chunk)
+    stats = chunk.stats(0)
+    assert stats.decisions == "F.F.F"
+    assert stats.fallbacks == 0
+    expected = ((0.4**2 + 0.4**2) / (0.6**2 + 0.2**2)) ** 0.5
+    assert stats.modalities["rgb"].error == pytest.approx(expected)
+    assert stats.modalities["depth"].error == pytest.approx(expected)
+    assert (stats.modalities["rgb"].tokens, stats.modalities["depth"].tokens) == (12, 4)
+    assert (stats.modalities["rgb"].skipped, stats.modalities["depth"].skipped) == (24, 8)
+
+
+def test_both_branches_count_as_tokens_and_in_the_error() -> None:
+    # Action 2: outputs 3, 2.5 and 1, .5 at steps 0 and 2 of 4.
+    chunk = denoiser("interval", 4, guidance=3.0, action=2, interval=2)
+    run(chunk)
+    stats = chunk.stats(0).modalities["depth"]
+    assert (stats.tokens, stats.skipped) == (8, 16)
+    assert stats.error == pytest.approx((2 * 0.5**2 / (2.5**2 + 0.5**2)) ** 0.5)
+
+
+def test_modalities_are_measured_apart() -> None:
+    class Uneven(ToyWorldModel):
+        def evaluate(self, rows: Any) -> torch.Tensor:
+            outputs = super().evaluate(rows)
+            outputs[:, 3] = 1.0
+            return outputs
+
+    chunk = ChunkDenoiser(
+        Uneven(), make_policy("interval", interval=2), (0,) * 4, 3, 1.0, chunk_generator(7, 0)
+    )
+    while not chunk.done:
+        chunk.advance(chunk.take(chunk.model.evaluate(chunk.rows())).tolist())
+    modalities = chunk.stats(0).modalities
+    assert modalities["depth"].error == 0.0
+    # Outputs 1 and 1/3.
+    assert modalities["rgb"].error == pytest.approx(2.0)
+
+
+def test_without_a_streak_that_ended_there_is_no_error() -> None:
+    for policy, parameters in (("none", {}), ("interval", {"interval": 9})):
+        chunk = denoiser(policy, 4, **parameters)
+        run(chunk)
+        assert [stats.error for stats in chunk.stats(0).modalities.values()] == [None, None]
+
+
+def test_measuring_does_not_change_a_rollout() -> None:
+    class Unmeasured(ChunkDenoiser):
+        def take(self, outputs: torch.Tensor) -> torch.Tensor:
+            self._errors.add = lambda predicted, output: None  # type: ignore[method-assign]
+            return super().take(outputs)
+
+    for policy in ("taylor", "worldcache", "easycache"):
+        measured = denoiser(policy, 16)
+        other = Unmeasured(measured.model, measured.policy, (0,) * 4, 16, 1.0, chunk_generator(7, 0))
+        run(measured)
+        while not other.done:
+            other.advance(other.take(other.model.evaluate(other.rows())).tolist())
+        assert torch.equal(measured.latent, other.latent)
+
+
+def test_easycache_reads_the_latent() -> None:
+    # The latent falls with the output, so the first branch's changes decide; both are predicted.
+    chunk = denoiser("easycache", 14, guidance=3.0, action=2, threshold=1e9)
+    while not chunk.done:
+        chunk.advance(chunk.take(chunk.model.evaluate(chunk.rows())).tolist())
+    assert chunk.stats(0).decisions == "F" * 10 + "...F"
+
+
+def test_teacache_reads_the_modulated_input() -> None:
+    asked: list[float] = []
+
+    class Watched(ToyWorldModel):
+        def modulated_input(self, row: Row) -> torch.Tensor:
+            asked.append(row.timestep)
+            assert not row.unconditional
+            return super().modulated_input(row)
+
+    policy = make_policy("teacache", threshold=1e9, coefficients=[0.0])
+    chunk = ChunkDenoiser(Watched(), policy, (0,) * 4, 4, 3.0, chunk_generator(7, 0))
+    while not chunk.done:
+        chunk.advance(chunk.take(chunk.model.evaluate(chunk.rows())).tolist())
+    assert chunk.stats(0).decisions == "F..F"
+    assert asked == pytest.approx([1000, 750, 500, 250])
+
+
+def test_a_model_without_a_modulated_input_says_so() -> None:
+    model = ToyWorldModel()
+    with pytest.raises(InvalidInput, match="choose a policy that needs none") as refused:
+        WorldModel.modulated_input(model, Row(model.initial_latent(chunk_generator(7, 0)), 1.0, None))
+    assert refused.value.code == "not_supported"

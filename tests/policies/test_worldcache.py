@@ -141,3 +141,65 @@ def test_parameters_out_of_bounds_are_refused(name: str, value: object):
     with pytest.raises(InvalidInput) as refused:
         make_policy("worldcache", **{name: value})
     assert refused.value.param == f"cache.{name}"
+
+
+@pytest.mark.parametrize(
+    ("predictor", "group", "at_k1", "at_k2"),
+    [
+        ("reuse", 0, [2.0, 3.0, 3.0, 1.5], [2.0, 3.0, 3.0, 1.5]),
+        # y0 + k v0.
+        ("linear", 1, [3.0, 5.0, 4.0, 2.0], [4.0, 7.0, 5.0, 2.5]),
+        # y0 + k (v0 + v1) / 2, then y0 + k v1.
+        ("damped", 2, [3.0, 4.5, 4.5, 2.25], [4.0, 5.0, 7.0, 3.5]),
+    ],
+)
+def test_one_predictor_for_all_tokens(predictor: str, group: int, at_k1: list[float], at_k2: list[float]):
+    result = run(num_steps=7, drift_threshold=100.0, predictor=predictor)
+    assert decisions(result) == "FFF..FF"
+    assert result.token_class[2].tolist() == [group] * 4
+    torch.testing.assert_close(result.output[3].flatten(), torch.tensor(at_k1))
+    torch.testing.assert_close(result.output[4].flatten(), torch.tensor(at_k2))
+    # The trigger looks at the published prediction, so the drift is as without.
+    assert result.drift.tolist() == pytest.approx([0, 0, 0, 0.75, 2.0, 0, 0])
+
+
+def test_random_groups_have_the_same_sizes_and_are_always_the_same():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(6, 40, 2, generator=generator).cumsum(0)
+    parameters = {"warmup_steps": 0, "drift_threshold": 1e9, "max_skip": 2}
+    ours, random, again = (
+        replay(outputs, "worldcache", predictor=predictor, **parameters)
+        for predictor in ("chtp", "random", "random")
+    )
+    assert torch.equal(ours.is_full, random.is_full)
+    assert torch.equal(random.output, again.output)
+    assert not torch.equal(random.token_class[2], ours.token_class[2])
+    assert torch.equal(random.token_class[2].sort().values, ours.token_class[2].sort().values)
+    assert not torch.equal(random.output[3], ours.output[3])
+
+
+@pytest.mark.parametrize(
+    ("trigger", "first", "second"),
+    [
+        # At k = 1 the tokens move by 0, 2, 1.5, .75; at k = 2 by 0, 2, 2.5, 1.25.
+        ("difference", 4.25 / 4, 5.75 / 4),
+        # The mean of |y0| is 9.5 / 4.
+        ("norm", 4.25 / 9.5, 5.75 / 9.5),
+        # C and D have 1 and 2.
+        ("curvature", 3 / 4, 3 / 4),
+        ("interval", 0.0, 0.0),
+    ],
+)
+def test_triggers(trigger: str, first: float, second: float):
+    result = run(num_steps=7, drift_threshold=100.0, trigger=trigger)
+    assert decisions(result) == "FFF..FF"
+    assert result.drift.tolist() == pytest.approx([0, 0, 0, first, first + second, 0, 0])
+    torch.testing.assert_close(result.output[3].flatten(), torch.tensor(AT_K1))
+    # The first cached step of a streak needs a threshold above 0, the second one more than the first adds.
+    if first:
+        assert decisions(run(num_steps=7, drift_threshold=0.99 * first, trigger=trigger))[:5] == "FFF.F"
+
+
+def test_curvature_over_chaotic_tokens():
+    result = run(num_steps=6, drift_threshold=100.0, trigger="curvature", drift_mean="chaotic")
+    assert result.drift[3:5].tolist() == pytest.approx([1.5, 3.0])
