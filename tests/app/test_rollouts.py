@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests.app.conftest import rollout_body, serving
 from tests.toy import ToyWorldModel
+from worldcache.core import Preset
 
 
 def metric(client: httpx.Client, name: str, **labels: str) -> float:
@@ -81,6 +83,66 @@ def test_worldcache_tells_classes_and_drift(client: httpx.Client) -> None:
     for shares in chunk["token_classes"].values():
         assert sum(shares.values()) == pytest.approx(1)
     assert all(isinstance(drift, float) for drift in chunk["drift"])
+
+
+def test_skips_and_errors_are_told_by_modality(client: httpx.Client) -> None:
+    chunk, _ = client.post(
+        "/v1/rollouts", json=rollout_body(cache={"policy": "interval", "interval": 3})
+    ).json()["stats"]["chunks"]
+    assert chunk["fallbacks"] == 0
+    # 12 and 4 tokens, 6 cached steps of 10. The outputs at 0, 3, 6, 9 are 2, 1.7, 1.4, 1.1, each predicted
+    # by the one before it: off by .3.
+    error = pytest.approx((3 * 0.3**2 / (1.7**2 + 1.4**2 + 1.1**2)) ** 0.5)
+    assert chunk["modalities"] == {
+        "rgb": {"tokens": 12, "skipped": 72, "error": error},
+        "depth": {"tokens": 4, "skipped": 24, "error": error},
+    }
+    uncached, _ = client.post("/v1/rollouts", json=rollout_body(cache="none")).json()["stats"]["chunks"]
+    assert uncached["modalities"]["rgb"] == {"tokens": 12, "skipped": 0, "error": None}
+
+
+@pytest.mark.parametrize("policy", ["magcache", "teacache"])
+def test_a_policy_without_a_calibration_is_refused(client: httpx.Client, policy: str) -> None:
+    response = client.post("/v1/rollouts", json=rollout_body(cache={"policy": policy}))
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("policy_not_calibrated", "cache.policy")
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        {"policy": "hicache"},
+        {"policy": "easycache"},
+        {"policy": "magcache", "ratios": [1, 0.99, 1.01]},
+        {"policy": "teacache", "coefficients": [1, 0]},
+        {"policy": "worldcache", "predictor": "random", "trigger": "norm"},
+    ],
+)
+def test_every_policy_rolls_out(client: httpx.Client, cache: dict[str, Any]) -> None:
+    body = rollout_body(cache=cache, num_inference_steps=20, guidance_scale=2.0)
+    answer = client.post("/v1/rollouts", json=body).json()
+    assert answer["status"] == "succeeded"
+    assert answer["stats"]["policy"] == cache["policy"]
+    assert answer["stats"]["steps_cached"] > 0
+
+
+def test_a_calibrated_model_serves_and_shows_its_calibration() -> None:
+    model = ToyWorldModel()
+    tuned = Preset("magcache", {"max_skip": 1}, measured={"psnr": 31.0})
+    model.info = replace(
+        model.info,
+        presets={**model.info.presets, "tuned": tuned},
+        calibrations={"magcache": {"ratios": [1.0]}},
+        auto_preset="tuned",
+    )
+    with serving(model) as client:
+        shown = client.get("/v1/models/toy").json()
+        assert shown["presets"]["tuned"] == {"policy": "magcache", "max_skip": 1}
+        assert shown["preset_measurements"] == {"tuned": {"psnr": 31.0}}
+        assert (shown["default_preset"], shown["auto_preset"]) == ("balanced", "tuned")
+        chunk, _ = client.post("/v1/rollouts", json=rollout_body(cache="auto")).json()["stats"]["chunks"]
+        assert chunk["decisions"] == "FF.F.F.F.F"
 
 
 def test_the_video_itself_with_accept(client: httpx.Client) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import worldcache
-from worldcache.core import Observation
-from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
-from worldcache.models.base import Row
+from worldcache.core import Observation, Preset
+from worldcache.errors import InvalidInput, ModelLoadError, PolicyNotCalibrated, UnknownName
+from worldcache.models.base import Row, WorldModel
 from worldcache.models.doom.transformer import ActionTransformer3DModel
 from worldcache.models.doom.world import DoomWorldModel, Start
+from worldcache.policies.choose import choose_policy
 from worldcache.training.collect import SCENARIOS
 from worldcache.training.export import export_model
 
@@ -162,6 +166,67 @@ def test_a_rollout_repeats_with_its_seed_and_follows_its_actions(model: DoomWorl
     assert np.array_equal(first, frames("MOVE_LEFT", 1))
     assert not np.array_equal(first, frames("MOVE_LEFT", 2))
     assert not np.array_equal(first, frames("MOVE_RIGHT", 1))
+
+
+def test_the_modulated_input_is_what_the_first_attention_sees(model: DoomWorldModel) -> None:
+    context = model.begin(Observation(start="centre"))
+    latent = model.initial_latent(torch.Generator().manual_seed(0))
+    row = Row(latent, 700.0, model.condition(context, (0, 1, 2, 3)))
+    seen: list[torch.Tensor] = []
+    attention = model.transformer.transformer_blocks[0].attn
+    handle = attention.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model.evaluate([row])
+    handle.remove()
+    assert model.offers_modulated_input
+    torch.testing.assert_close(model.modulated_input(row), seen[0][0])
+    other = Row(latent, 300.0, row.condition)
+    assert not torch.allclose(model.modulated_input(other), seen[0][0])
+
+
+def calibrated(folder: Path, tmp_path: Path, calibration: Any) -> WorldModel:
+    """The model with this calibration beside it."""
+    copied = shutil.copytree(folder, tmp_path / "model")
+    (copied / "calibration.json").write_text(json.dumps(calibration))
+    return worldcache.load_model("doom", path=copied)
+
+
+def test_a_calibration_beside_the_weights_is_read(folder: Path, tmp_path: Path) -> None:
+    fast = {"policy": "magcache", "parameters": {"max_skip": 3}, "measured": {"psnr": 31.0}}
+    policies = {"magcache": {"ratios": [1.0, 0.9]}, "teacache": {"coefficients": [2.0, 0.0]}}
+    info = calibrated(
+        folder, tmp_path, {"policies": policies, "presets": {"fast": fast}, "auto": "fast"}
+    ).info
+    assert info.presets["fast"] == info.preset("auto") == Preset("magcache", {"max_skip": 3}, {"psnr": 31.0})
+    assert info.presets["balanced"].policy == "worldcache"
+    assert info.default_preset == "balanced"
+    assert choose_policy("auto", info).config.ratios == (1.0, 0.9)
+    assert choose_policy({"policy": "teacache"}, info).config.coefficients == (2.0, 0.0)
+
+
+def test_without_a_calibration_auto_is_the_default(model: DoomWorldModel) -> None:
+    assert model.info.auto_preset is None
+    assert model.info.preset("auto") == model.info.presets[model.info.default_preset]
+    with pytest.raises(PolicyNotCalibrated):
+        choose_policy({"policy": "magcache"}, model.info)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        [],
+        {"auto": "fastest"},
+        {"policy": {}},
+        {"policies": {"magcash": {}}},
+        {"policies": {"magcache": {"ratios": "high"}}},
+        {"policies": {"magcache": {"max_skip": 3}}},
+        {"policies": ["magcache"]},
+        {"presets": {"fast": {"parameters": {}}}},
+        {"presets": {"fast": {"policy": "interval", "parameters": {"interval": 0}}}},
+    ],
+)
+def test_a_calibration_that_cannot_be_used_is_told(folder: Path, tmp_path: Path, calibration: Any) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        calibrated(folder, tmp_path, calibration)
 
 
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
