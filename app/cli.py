@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import worldcache
 from app.bench import add_bench
+from app.calibrate import add_calibrate
 from app.files import ENCODERS, Encoder
 from worldcache.errors import InvalidInput, ModelLoadError, WorldCacheError
 
@@ -59,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"worldcache {worldcache.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train, add_bench):
+    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train, add_bench, add_calibrate):
         add(commands)
     return parser
 

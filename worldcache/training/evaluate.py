@@ -72,14 +72,26 @@ def generate(
     num_inference_steps: int,
     guidance_scale: float = 1.0,
     seed: int = 0,
+    max_batch: int = 8,
+    observe: Callable[[Observation], Observation] = lambda observation: observation,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Frames, RolloutEnded]]:
-    """Roll the model out from every sample with the sample's own actions, batched by the engine."""
-    engine = Engine()
+    """Roll the model out from every sample with the sample's own actions, batched by the engine.
+
+    Args:
+        observe: what of a sample's observation the model is given.
+        progress: told how many rollouts have ended since it was last told.
+    """
+    engine = Engine(max_batch=max_batch)
     events: list[list[RolloutEvent]] = [[] for _ in samples]
     for index, sample in enumerate(samples):
         request = RolloutRequest(
-            sample.observation, sample.commanded, policy, seed + index, num_inference_steps, guidance_scale
+            observe(sample.observation),
+            sample.commanded,
+            policy,
+            seed + index,
+            num_inference_steps,
+            guidance_scale,
         )
         engine.submit(Rollout(model, request, events[index].append))
     done = 0
