@@ -121,7 +121,7 @@ def count_work(policy: AnyPolicy, shape: Shape, num_steps: int, seed: int = 0) -
 
     Returns:
         ``steps_full``; ``full`` and ``cached``, the work of the dearest FULL and CACHED step;
-        ``share``, the mean work of a step over that of one backbone call.
+        ``share``, all work over that of the backbone calls of the FULL steps.
     """
     generator = torch.Generator().manual_seed(seed)
     layout = TokenLayout(tuple(f"m{i}" for i in range(len(shape.tokens))), shape.tokens, shape.branches)
@@ -148,7 +148,7 @@ def count_work(policy: AnyPolicy, shape: Shape, num_steps: int, seed: int = 0) -
         "steps_full": len(spent[True]),
         "full": max(spent[True]),
         "cached": max(spent[False], default=0.0),
-        "share": total / num_steps / shape.backbone_flops,
+        "share": total / len(spent[True]) / shape.backbone_flops,
         "backbone": shape.backbone_flops,
     }
 

@@ -219,12 +219,12 @@ def _overhead(records: Sequence[Record]) -> list[str]:
                 f"`{record['entry']}`",
                 f"{record['steps_full']:.1f}",
                 f"{record['time_share']:.2%}",
-                *("-" if cell is None else f"{cell['share']:.5%}" for cell in cells),
+                *("-" if cell is None else f"{100 * cell['share']:.1g} %" for cell in cells),
             ]
         )
     lines = [
         "Cost of control: time spent in the policy over time of the backbone calls on this model; and its "
-        "floating-point work over that of one backbone call, on the shapes of larger models.",
+        "floating-point work over that of the backbone calls, on the shapes of larger models.",
         "",
     ]
     return lines + _table(["entry", "FULL", "time", *(f"work, {name}" for name in shapes)], rows)
