@@ -60,6 +60,13 @@ def test_a_parameter_is_tuned_to_a_number_of_full_steps(make_bench: MakeBench) -
     assert (record["parameters"], record["steps_full"]) == ({"interval": 4}, 5)
 
 
+def test_a_blind_policy_is_tuned_without_the_model(make_bench: MakeBench) -> None:
+    model = ToyWorldModel()
+    tune = Tune("interval", 1, 20, 5, integer=True, blind=True)
+    assert make_bench(model).settle(Entry("about 5", "interval", "interval", tune=tune)) == {"interval": 4}
+    assert model.batches == []
+
+
 def test_what_cannot_run_is_recorded_and_the_rest_goes_on(make_bench: MakeBench) -> None:
     bench = make_bench(ToyWorldModel())
     bench.run([Entry("nobody", "nobody", "nobody"), Entry("hook", "hook", hook="first_block"), HALF])

@@ -27,6 +27,7 @@ from worldcache.bench.wrapper import BenchWorldModel
 from worldcache.errors import WorldCacheError
 from worldcache.models.base import WorldModel
 from worldcache.policies.registry import AnyPolicy
+from worldcache.policies.replay import replay
 from worldcache.training.evaluate import control_accuracy, generate
 
 CHUNKS, ROLLOUTS, REFERENCE = "chunks", "rollouts", "reference"
@@ -144,10 +145,18 @@ class Bench:
             tried = {**parameters, search.parameter: value}
             memo = repr((entry.policy, entry.hook, sorted(tried.items(), key=str)))
             if memo not in self._counts:
-                self._counts[memo] = self.generate(entry, tried, self._tuning, seed=1_000).steps_full
+                self._counts[memo] = self._count_full(entry, tried, search.blind)
             return self._counts[memo]
 
         return {**parameters, search.parameter: tune(search, count)}
+
+    def _count_full(self, entry: Entry, parameters: dict[str, Any], blind: bool) -> float:
+        """FULL steps per chunk, on the chunks for tuning or, of a blind policy, on random outputs."""
+        if not blind:
+            return self.generate(entry, parameters, self._tuning, seed=1_000).steps_full
+        outputs = torch.randn((self.num_steps, 8, 2), generator=torch.Generator().manual_seed(0))
+        complete = {**self._policies.calibration(entry.policy), **parameters}
+        return float(replay(outputs, entry.policy, **complete).is_full.sum())
 
     def policy(self, entry: Entry, parameters: dict[str, Any]) -> AnyPolicy:
         """The entry's policy, with its calibrated parameters filled in."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from worldcache.bench.entries import Tune
 from worldcache.errors import WorldCacheError
 
-CLOSE = 0.25
+CLOSE = 0.4
 """Steps from the target at which the search ends."""
 
 FAR = 2.0
