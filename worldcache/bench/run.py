@@ -21,7 +21,7 @@ from worldcache.bench.measures import Pictures, closeness, faithfulness
 from worldcache.bench.settings import Setting
 from worldcache.bench.solvers import EULER, flow_shift, make_sampler
 from worldcache.bench.store import Key, Record, Store
-from worldcache.bench.tuning import tune
+from worldcache.bench.tuning import tune, tune_blind
 from worldcache.bench.work import Material, Work, stack
 from worldcache.bench.wrapper import BenchWorldModel
 from worldcache.errors import WorldCacheError
@@ -140,23 +140,32 @@ class Bench:
         if entry.tune is None:
             return parameters
         search = entry.tune
+        if search.blind and search.integer:
+            value: float = tune_blind(
+                search, lambda v: self._schedule(entry, {**parameters, search.parameter: v})
+            )
+        else:
+            value = tune(search, lambda v: self._count_full(entry, {**parameters, search.parameter: v}))
+        return {**parameters, search.parameter: value}
 
-        def count(value: float) -> float:
-            tried = {**parameters, search.parameter: value}
-            memo = repr((entry.policy, entry.hook, sorted(tried.items(), key=str)))
-            if memo not in self._counts:
-                self._counts[memo] = self._count_full(entry, tried, search.blind)
-            return self._counts[memo]
-
-        return {**parameters, search.parameter: tune(search, count)}
-
-    def _count_full(self, entry: Entry, parameters: dict[str, Any], blind: bool) -> float:
-        """FULL steps per chunk, on the chunks for tuning or, of a blind policy, on random outputs."""
-        if not blind:
-            return self.generate(entry, parameters, self._tuning, seed=1_000).steps_full
+    def _schedule(self, entry: Entry, parameters: dict[str, Any]) -> list[bool]:
+        """Which steps are FULL, of a policy for which random outputs are as good as any."""
         outputs = torch.randn((self.num_steps, 8, 2), generator=torch.Generator().manual_seed(0))
         complete = {**self._policies.calibration(entry.policy), **parameters}
-        return float(replay(outputs, entry.policy, **complete).is_full.sum())
+        full: list[bool] = replay(outputs, entry.policy, **complete).is_full.tolist()
+        return full
+
+    def _count_full(self, entry: Entry, parameters: dict[str, Any]) -> float:
+        """FULL steps per chunk, of a policy that looks on the chunks for tuning."""
+        assert entry.tune is not None
+        memo = repr((entry.policy, entry.hook, sorted(parameters.items(), key=str)))
+        if memo not in self._counts:
+            self._counts[memo] = (
+                sum(self._schedule(entry, parameters))
+                if entry.tune.blind
+                else self.generate(entry, parameters, self._tuning, seed=1_000).steps_full
+            )
+        return self._counts[memo]
 
     def policy(self, entry: Entry, parameters: dict[str, Any]) -> AnyPolicy:
         """The entry's policy, with its calibrated parameters filled in."""

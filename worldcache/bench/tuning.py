@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worldcache.bench.entries import Tune
 from worldcache.errors import WorldCacheError
@@ -13,6 +13,9 @@ CLOSE = 0.4
 
 FAR = 2.0
 """Steps from the target at which it has failed."""
+
+SPARE = 1
+"""Steps by which a whole number may miss the target."""
 
 TRIES = 12
 
@@ -53,6 +56,34 @@ def tune(search: Tune, count: Callable[[float], float]) -> float:
             f"{search.target:g} FULL steps; the nearest is {nearest:g}"
         )
     return best
+
+
+def tune_blind(search: Tune, schedule: Callable[[int], Sequence[bool]]) -> int:
+    """The whole number whose schedule suits the target best.
+
+    Of those within ``SPARE`` FULL steps of the target the one whose last FULL step is latest, since the
+    last steps decide much; else the one with most FULL steps that does not exceed the target by more.
+
+    Args:
+        search: the parameter and its range.
+        schedule: which steps are FULL at a value.
+
+    Raises:
+        OutOfReach: every value exceeds the target.
+    """
+    found = {}
+    for value in range(int(search.low), int(search.high) + 1):
+        steps = [index for index, full in enumerate(schedule(value)) if full]
+        if len(steps) <= search.target + SPARE:
+            found[value] = (len(steps), steps[-1])
+    if not found:
+        raise OutOfReach(
+            f"{search.parameter} up to {search.high:g} gives more than {search.target:g} FULL steps"
+        )
+    near = [value for value, (full, _) in found.items() if full >= search.target - SPARE]
+    if near:
+        return max(near, key=lambda v: (found[v][1], -abs(found[v][0] - search.target), found[v][0]))
+    return max(found, key=lambda v: found[v])
 
 
 def _middle(low: float, high: float, integer: bool) -> float:
