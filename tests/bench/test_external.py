@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from worldcache.bench.calibrated import PolicyMaker
-from worldcache.bench.external import HOOKS, generate_hooked
+from worldcache.bench.external import HOOKS, generate_hooked, residual_ratios
 from worldcache.bench.settings import SETTINGS
 from worldcache.bench.solvers import flow_shift
 from worldcache.bench.work import Work
@@ -58,9 +58,10 @@ def samples() -> list[Sample]:
 
 
 def run(model: DoomWorldModel, samples: list[Sample], hook: str) -> tuple[list[torch.Tensor], float]:
-    return generate_hooked(
-        model, samples, hook, PARAMETERS[hook], SETTINGS["base"], num_steps=10, batch=2, seed=0
-    )
+    parameters = dict(PARAMETERS[hook])
+    if hook == "magcache":
+        parameters["mag_ratios"] = residual_ratios(model, samples, SETTINGS["base"], 10, seed=0)
+    return generate_hooked(model, samples, hook, parameters, SETTINGS["base"], num_steps=10, batch=2, seed=0)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

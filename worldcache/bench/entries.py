@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from worldcache.bench.solvers import DPM, EULER, UNIPC
 
 TARGETS = (7, 10, 12, 17, 24)
 """FULL steps of 50 at which policies are compared."""
+
+TAYLORSEER_INTERVALS = MappingProxyType({7: 15, 12: 5, 17: 4})
+"""Of diffusers' TaylorSeer, as ``taylor`` is tuned near these numbers of FULL steps of 50."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def make_entries(
         entries += _controls(target)
     middle = min(targets, key=lambda target: abs(target - 12))
     entries += _ablations(middle)
-    for target in (t for t in targets if t in (7, 12, 17)):
+    for target in (t for t in targets if t in TAYLORSEER_INTERVALS):
         entries += _hooks(target)
     for name, preset in (presets or {}).items():
         if preset.policy != "none":
@@ -214,12 +218,12 @@ def _ablations(target: int) -> Iterator[Entry]:
 def _hooks(target: int) -> Iterator[Entry]:
     """Caches of other projects on the same backbone."""
 
-    def hook(family: str, name: str, tune: Tune, **parameters: Any) -> Entry:
+    def hook(family: str, name: str, tune: Tune | None = None, **parameters: Any) -> Entry:
         return Entry(f"{family}, {target} FULL", family, parameters=parameters, tune=tune, hook=name)
 
-    interval = Tune("cache_interval", 1, 25, target, integer=True)
     threshold = Tune("threshold", 1e-4, 10.0, target)
-    yield hook("diffusers TaylorSeer", "taylorseer", interval, max_order=1)
+    interval = TAYLORSEER_INTERVALS[target]
+    yield hook("diffusers TaylorSeer", "taylorseer", cache_interval=interval, max_order=1)
     yield hook("diffusers MagCache", "magcache", threshold, max_skip_steps=20, retention_ratio=0.06)
     if target > 10:  # the first of six blocks is computed at every step
         yield hook("diffusers FirstBlockCache", "first_block", threshold)

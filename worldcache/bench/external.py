@@ -56,6 +56,7 @@ def generate_hooked(
 
     Args:
         hook: one of ``HOOKS``.
+        parameters: its own; for ``magcache`` with ``mag_ratios``, see :func:`residual_ratios`.
         batch: chunks that share each decision.
 
     Raises:
@@ -67,14 +68,11 @@ def generate_hooked(
     if setting.guidance_scale != 1.0:
         raise InvalidInput("hooks are driven without guidance only")
     transformer = transformer_of(model)
-    parameters = dict(parameters)
-    if hook == "magcache":
-        parameters["mag_ratios"] = residual_ratios(model, samples[:batch], setting, num_steps, seed)
     latents: list[Tensor] = []
     shares = []
     for first in range(0, len(samples), batch):
         part = samples[first : first + batch]
-        with counting(transformer) as share, enabled(transformer, hook, num_steps, parameters):
+        with counting(transformer) as share, enabled(transformer, hook, num_steps, dict(parameters)):
             latents += denoise_lockstep(model, part, setting, num_steps=num_steps, seed=seed + first)
         shares += [share() / num_steps] * len(part)
     return latents, num_steps * sum(shares) / len(shares)

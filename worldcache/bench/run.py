@@ -16,7 +16,7 @@ import torch
 
 from worldcache.bench.calibrated import PolicyMaker
 from worldcache.bench.entries import UNCACHED, Entry
-from worldcache.bench.external import generate_hooked
+from worldcache.bench.external import generate_hooked, residual_ratios
 from worldcache.bench.measures import Pictures, closeness, faithfulness
 from worldcache.bench.settings import Setting
 from worldcache.bench.solvers import EULER, flow_shift, make_sampler
@@ -73,6 +73,7 @@ class Bench:
     num_steps: int = 50
     max_batch: int = 16
     _counts: dict[str, float] = field(default_factory=dict, init=False)
+    _ratios: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._tuning = self.material.tuning()
@@ -188,7 +189,7 @@ class Bench:
                 self.model,
                 work.samples,
                 entry.hook,
-                parameters,
+                {**self._hook_calibration(entry.hook, steps), **parameters},
                 self.setting,
                 num_steps=steps,
                 batch=self.max_batch,
@@ -215,6 +216,16 @@ class Bench:
             seconds,
             chunks[0].decisions,
         )
+
+    def _hook_calibration(self, hook: str, num_steps: int) -> dict[str, Any]:
+        """What a hook must know of the model; measured once, on the chunks for tuning."""
+        if hook != "magcache":
+            return {}
+        if not self._ratios:
+            self._ratios = residual_ratios(
+                self.model, self._tuning.samples, self.setting, num_steps, self._seed + 1_000
+            )
+        return {"mag_ratios": list(self._ratios)}
 
     def _measure(self, part: str, entry: Entry, parameters: dict[str, Any]) -> tuple[Outcome, dict[str, Any]]:
         frames = self.model.info.chunk_frames
