@@ -24,6 +24,7 @@ _CLASSES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "teacache": ("worldcache.policies.teacache", "TeaCachePolicy"),
         "magcache": ("worldcache.policies.magcache", "MagCachePolicy"),
         "worldcache": ("worldcache.policies.worldcache", "WorldCachePolicy"),
+        "forecast": ("worldcache.policies.forecast", "ForecastPolicy"),
     }
 )
 

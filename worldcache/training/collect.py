@@ -63,6 +63,21 @@ SCENARIOS = {
             "firing_right": (0.15, "ATTACK"),
         },
     ),
+    "health_gathering": Scenario(
+        "health_gathering",
+        ("NOOP", "TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD"),
+        tics=4,
+        starts={
+            "centre": (0.5, "NOOP"),
+            "near": (0.25, "NOOP"),
+            "far": (0.75, "NOOP"),
+            "walking": (0.5, "MOVE_FORWARD"),
+            "walking_near": (0.2, "MOVE_FORWARD"),
+            "walking_far": (0.8, "MOVE_FORWARD"),
+            "turning_left": (0.4, "TURN_LEFT"),
+            "turning_right": (0.6, "TURN_RIGHT"),
+        },
+    ),
 }
 
 
