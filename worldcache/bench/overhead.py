@@ -27,13 +27,18 @@ from worldcache.bench.wrapper import BenchWorldModel
 from worldcache.errors import WorldCacheError
 from worldcache.policies.base import Policy, Schedule, StepInput, TokenLayout
 from worldcache.policies.registry import AnyPolicy
-from worldcache.training.evaluate import generate
+from worldcache.training.evaluate import Sample, generate
 
 OVERHEAD = "overhead"
 MEASURED = r"none|worldcache, (12 FULL|.*preset)|forecast, (7|12) FULL|.*, 12 FULL|preset .*"
 """Labels of what is measured."""
 
 CHUNKS = 8
+"""Chunks that are denoised together to time control in a batch."""
+
+ALONE = 3
+"""Chunks that are denoised one after the other to time it without."""
+
 VERBS = ("reset", "should_compute", "learn", "plan", "predict")
 
 
@@ -212,20 +217,35 @@ def measure_overhead(
 def _overhead(bench: Bench, entry: Entry) -> dict[str, Any]:
     parameters = bench.settle(entry)
     policy = bench.policy(entry, parameters)
-    control, backbone = Clock(), Clock()
-    model = BenchWorldModel(bench.model)
-    model.evaluate = backbone.around(model.evaluate)  # type: ignore[method-assign]
     samples = bench.material.chunks().first(CHUNKS).samples
-    results = generate(
-        model, samples, timed_policy(policy, control), num_inference_steps=bench.num_steps, max_batch=CHUNKS
-    )
-    chunks = [chunk for _, end in results for chunk in end.stats.chunks]
+    batched, full = time_control(bench, policy, [samples])
+    alone, _ = time_control(bench, policy, [[sample] for sample in samples[:ALONE]])
     return {
         "parameters": parameters,
         "steps_total": bench.num_steps,
-        "steps_full": sum(chunk.steps_full for chunk in chunks) / len(chunks),
-        "control_seconds": control.seconds,
-        "backbone_seconds": backbone.seconds,
-        "time_share": control.seconds / backbone.seconds,
+        "steps_full": full,
+        "time_share": batched,
+        "time_share_alone": alone,
         "work": {name: count_work(policy, shape, bench.num_steps) for name, shape in SHAPES.items()},
     }
+
+
+def time_control(bench: Bench, policy: AnyPolicy, batches: Sequence[Sequence[Sample]]) -> tuple[float, float]:
+    """Time in the policy over time of the backbone calls, and FULL steps per chunk.
+
+    Args:
+        batches: samples that share backbone calls.
+    """
+    control, backbone = Clock(), Clock()
+    model = BenchWorldModel(bench.model)
+    model.evaluate = backbone.around(model.evaluate)  # type: ignore[method-assign]
+    timed = timed_policy(policy, control)
+    chunks = [
+        chunk
+        for samples in batches
+        for _, end in generate(
+            model, samples, timed, num_inference_steps=bench.num_steps, max_batch=max(2, len(samples))
+        )
+        for chunk in end.stats.chunks
+    ]
+    return control.seconds / backbone.seconds, sum(chunk.steps_full for chunk in chunks) / len(chunks)
