@@ -20,11 +20,14 @@ class Sampler(Protocol):
         timesteps: the timestep of each step.
         sigmas: the noise level of each step, falling.
         alphas: the signal level of each step.
+        elementwise: whether a step treats every number alike and draws none, so that output and latent
+            may be handed in as tokens as well as in the model's layout.
     """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
+    elementwise: bool
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         """The latent after step ``index``, given the (guided) output at ``latent``."""
@@ -47,6 +50,7 @@ class FlowMatchSampler:
         self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
         self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])
         self.alphas: tuple[float, ...] = tuple(1 - sigma for sigma in self.sigmas)
+        self.elementwise = not scheduler.config.stochastic_sampling
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         step: Tensor = self._scheduler.step(

@@ -41,6 +41,7 @@ class MultistepSampler:
         self.sigmas = sigmas
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
+        self.elementwise = False
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldcache.core import ChunkStats, ModalityStats
 from worldcache.engine.errors import PredictionErrors
+from worldcache.engine.latent import Latent
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import Row, WorldModel
 from worldcache.policies.base import Policy, Schedule, StepInput
@@ -45,7 +46,7 @@ class ChunkDenoiser:
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.latent = self.model.initial_latent(self.generator)
+        self._latent = Latent(self.model, self.model.initial_latent(self.generator))
         self._sampler = self.model.sampler(self.num_steps)
         layout = replace(self.model.token_layout, branches=2 if self._guided else 1)
         self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
@@ -54,6 +55,11 @@ class ChunkDenoiser:
         self._decisions: list[str] = []
         self._drift: list[float | None] = []
         self._run_streak()
+
+    @property
+    def latent(self) -> Tensor:
+        """The latent after the steps so far."""
+        return self._latent.value
 
     @property
     def done(self) -> bool:
@@ -75,7 +81,7 @@ class ChunkDenoiser:
         if self._decisions and self._decisions[-1] == ".":
             self._errors.add(self.policy.predict(self._state, self.step, self._inputs), tokens)
         evidence = self.policy.learn(self._state, self.step, tokens, self._inputs)
-        self._move(outputs, "F")
+        self._move(tokens, "F")
         return evidence
 
     def advance(self, evidence: Sequence[float]) -> None:
@@ -122,19 +128,25 @@ class ChunkDenoiser:
                 return
             tokens = self.policy.predict(self._state, self.step, self._inputs)
             self._drift.append(self._state.drift)
-            self._move(self.model.from_tokens(tokens), ".")
+            self._move(tokens, ".")
 
     def _latent_tokens(self) -> Tensor:
-        return self.model.to_tokens(self.latent.expand(self._layout.branches, *self.latent.shape))
+        return self._latent.tokens.repeat(self._layout.branches, 1)
 
     def _modulated_input(self) -> Tensor:
         return self.model.modulated_input(self.rows()[0])
 
-    def _move(self, outputs: Tensor, decision: str) -> None:
-        """Apply guidance to ``outputs`` and let the sampler take the step."""
-        output = outputs[0]
+    def _move(self, tokens: Tensor, decision: str) -> None:
+        """Apply guidance to the outputs ``[branches * N, d]`` and let the sampler take the step."""
         if self._guided:
-            output = torch.lerp(outputs[1], outputs[0], self.guidance_scale)
-        self.latent = self._sampler.step(self.step, output, self.latent, self.generator)
+            conditional, unconditional = tokens.chunk(2)
+            tokens = torch.lerp(unconditional, conditional, self.guidance_scale)
+        if self._sampler.elementwise:
+            moved = self._sampler.step(self.step, tokens, self._latent.tokens, self.generator)
+            self._latent = Latent(self.model, tokens=moved)
+        else:
+            output = self.model.from_tokens(tokens)[0]
+            moved = self._sampler.step(self.step, output, self._latent.value, self.generator)
+            self._latent = Latent(self.model, moved)
         self._decisions.append(decision)
         self.step += 1
