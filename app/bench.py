@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import worldcache
+from app.options import add_model_options, make_console, progress_bars
 from worldcache.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def add_bench(commands: Any) -> None:
         "was stopped goes on, and parts that were run separately are reported together.",
     )
     parser.set_defaults(command=_bench, extra="bench")
-    parser.add_argument("--model", default="doom", help="name of a model (default: doom)")
-    parser.add_argument("--path", type=Path, action="append", help="folder of other weights; may be repeated")
+    add_model_options(parser, many=True)
     parser.add_argument(
         "--heldout",
         type=Path,
@@ -60,8 +59,6 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--rollouts", type=int, help="rollouts (default: 16)")
     parser.add_argument("--repeats", type=int, help="single rollouts that are timed (default: 5)")
     parser.add_argument("--batch", type=int, default=16, help="rows of a backbone call (default: 16)")
-    parser.add_argument("--device", default="cpu", help="where torch puts the model (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     parser.add_argument(
         "--output",
         type=Path,
@@ -113,34 +110,7 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
-    """Bars by stage: told of a stage, what it is at, its steps done and in all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        stages: dict[str, TaskID] = {}
-
-        def tell(stage: str, note: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = progress.add_task(stage, total=total, note=note)
-                if progress.disable:
-                    console.print(stage)
-            progress.update(stages[stage], completed=done, total=total, note=note)
-
-        yield tell
-
-
 def _bench(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from worldcache.bench.settings import SETTINGS
     from worldcache.bench.store import Store
 
@@ -150,7 +120,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             raise UnknownName("setting", name, SETTINGS, param="settings")
     if arguments.quick and not arguments.settings:
         names = ["base"]
-    console = Console()
+    console = make_console()
     found = subjects(arguments.model, arguments.path, arguments.heldout or (), arguments.judge or ())
     store = Store(arguments.folder / RESULTS)
     if not arguments.report:

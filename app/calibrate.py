@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import worldcache
-from app.bench import RESULTS, progress_bars, subjects, weights_of
+from app.bench import RESULTS, subjects, weights_of
+from app.options import make_console, progress_bars
 from worldcache.errors import InvalidInput
 
 CHUNKS = 8
@@ -42,8 +43,6 @@ def add_calibrate(commands: Any) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from worldcache.bench.calibrate import candidates, choose_presets
     from worldcache.bench.calibrated import PolicyMaker
     from worldcache.bench.settings import SETTINGS
@@ -53,7 +52,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from worldcache.models.calibration import FILE
     from worldcache.policies.registry import get_policy_class, policy_names
 
-    console = Console()
+    console = make_console()
     folder = weights_of(arguments.model, arguments.path)
     results = arguments.results or arguments.folder / RESULTS
     if arguments.results and not results.exists():

@@ -19,10 +19,11 @@ import worldcache
 from app.bench import add_bench
 from app.calibrate import add_calibrate
 from app.files import ENCODERS, Encoder
+from app.options import add_model_options, given, make_console, positive
+from app.train import add_train
 from worldcache.errors import InvalidInput, ModelLoadError, WorldCacheError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from worldcache.core import ChunkFinished, ChunkStats, ModelInfo, RolloutStats
@@ -60,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"worldcache {worldcache.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_rollout, _add_models, _add_policies, _add_train, add_bench, add_calibrate):
+    for add in (_add_serve, _add_rollout, _add_models, _add_policies, add_train, add_bench, add_calibrate):
         add(commands)
     return parser
 
@@ -107,14 +108,14 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
 def _add_rollout(commands: Any) -> None:
     parser = commands.add_parser("rollout", help="generate frames here, without a server")
     parser.set_defaults(command=_rollout, extra="server")
-    _add_model_options(parser)
+    add_model_options(parser)
     parser.add_argument("--start", help="one of the model's starts (its first one if left out)")
     parser.add_argument(
         "--actions", required=True, help='one per frame, as in "MOVE_LEFT*16,ATTACK" or "1,1,3"'
     )
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument(
-        "--steps", type=_positive, help="denoise steps per chunk (the model's own if left out)"
+        "--steps", type=positive, help="denoise steps per chunk (the model's own if left out)"
     )
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none")
     policy = parser.add_mutually_exclusive_group()
@@ -147,7 +148,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     )
     if arguments.preset:
         model.info.preset(arguments.preset)
-    console = _console()
+    console = make_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("frames", total=len(actions))
@@ -234,7 +235,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from app.settings import Settings, check_binding
 
     try:
-        settings = Settings(**_given(arguments, "host", "port", "models", "device", "dtype", "insecure"))
+        settings = Settings(**given(arguments, "host", "port", "models", "device", "dtype", "insecure"))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
@@ -264,7 +265,7 @@ def _models(arguments: argparse.Namespace) -> None:
             table.add_row(name, *_describe_model(worldcache.load_model(name).info))
         except ModelLoadError as error:
             table.add_row(name, f"cannot be loaded: {error}")
-    _console().print(table)
+    make_console().print(table)
 
 
 def _describe_model(info: ModelInfo) -> tuple[str, ...]:
@@ -301,105 +302,7 @@ def _policies(arguments: argparse.Namespace) -> None:
             "\n".join(f"{name}={json.dumps(schema.get('default'))}" for name, schema in parameters.items()),
             policy["description"],
         )
-    _console().print(table)
-
-
-def _add_train(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train", help="train a model of a ViZDoom scenario: collect, train, export, evaluate"
-    )
-    parser.set_defaults(command=_train, extra="train")
-    parser.add_argument("--scenario", default="basic", help="ViZDoom scenario (default: basic)")
-    parser.add_argument("--folder", type=Path, help="of data, checkpoint and model (default: runs/SCENARIO)")
-    parser.add_argument("--model-id", help="name of the exported model")
-    parser.add_argument("--frames", type=_positive, help="frames to collect")
-    parser.add_argument("--heldout-frames", type=_positive, help="frames to collect for the evaluation")
-    parser.add_argument("--steps", type=_positive, help="optimizer steps")
-    parser.add_argument("--batch-size", type=_positive)
-    parser.add_argument("--width", type=_positive, help="of the transformer")
-    parser.add_argument("--depth", type=_positive, help="blocks of the transformer")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--compile", action="store_true", dest="compile_model", help="use torch.compile")
-    parser.add_argument("--initial", type=Path, help="folder of an exported model to begin from")
-    parser.add_argument("--notes", help="for the model card: what the settings do not tell")
-    parser.add_argument("--device", help="where to train, as in cuda:0")
-    parser.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="go on from the folder's checkpoint (the default), or start anew on its data",
-    )
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    from worldcache.training.command import TrainOptions, train
-    from worldcache.training.train import CHECKPOINT, TrainConfig
-
-    folder = arguments.folder or Path("runs") / arguments.scenario
-    recipe = TrainConfig(**_given(arguments, "steps", "batch_size", "seed"))
-    sizes = (
-        "model_id",
-        "frames",
-        "heldout_frames",
-        "width",
-        "depth",
-        "initial",
-        "compile_model",
-        "device",
-        "notes",
-    )
-    options = TrainOptions(
-        scenario=arguments.scenario, folder=folder, train=recipe, **_given(arguments, *sizes)
-    )
-    if not arguments.resume:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    console = _console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        stages: dict[str, TaskID] = {}
-
-        def tell(stage: str, done: int, total: int, note: str) -> None:
-            if stage not in stages:
-                stages[stage] = progress.add_task(stage, total=total, note=note)
-                if progress.disable:
-                    console.print(stage)
-            progress.update(stages[stage], completed=done, note=note)
-
-        model = train(options, tell)
-    console.print(f"wrote {model}; load it with --path {model}", highlight=False, soft_wrap=True)
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="doom", help="name of a model (default: doom)")
-    parser.add_argument("--path", type=Path, help="folder of other weights in the model's layout")
-    parser.add_argument("--device", default="cpu", help="where torch puts the model (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-
-
-def _positive(text: str) -> int:
-    """A command-line number above 0."""
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; those left out keep the defaults of what they are passed to."""
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
+    make_console().print(table)
 
 
 def _refuse(command: str, message: str) -> int:
