@@ -177,6 +177,28 @@ def test_the_worst_modality_decides(noise: Tensor):
     assert abs(half - all_of_it) <= 2
 
 
+def test_nothing_of_an_output_that_is_not_finite_stays(noise: Tensor):
+    spoilt = 9
+
+    def data(step: int, latent: Tensor) -> Tensor:
+        return torch.full((5, 4), math.nan if step == spoilt else SNR[step])
+
+    policy = make_policy("forecast", full_steps=6)
+    state = policy.reset(Schedule(SIGMAS, tuple(1 - s for s in SIGMAS), LAYOUT))
+    state.budget = (0, 4, spoilt, 14, 17, 19)
+    latent = noise
+    for step in range(STEPS - 1):
+        output = (latent - data(step, latent)) / SIGMAS[step]
+        if policy.should_compute(state, step, StepInput()):
+            policy.plan(state, policy.learn(state, step, output, StepInput()).tolist())
+            used = output.nan_to_num()
+        else:
+            used = policy.predict(state, step, StepInput())
+        assert bool(used.isfinite().all()), step
+        latent = latent + (SIGMAS[step + 1] - SIGMAS[step]) * used
+    assert state.fallbacks == 3
+
+
 def test_noise_levels_that_do_not_fall_are_refused():
     with pytest.raises(InvalidInput) as refused:
         replay(torch.zeros(3, 1, 1), "forecast", sigmas=[1.0, 0.5, 0.5])

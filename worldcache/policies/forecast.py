@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, Self
 
 import torch
@@ -21,6 +21,9 @@ from worldcache.errors import InvalidInput
 from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.path import correction_terms, log_snr, place, shrink, streak_terms
 from worldcache.policies.planned import PlannedPolicy
+
+OPENING = 8
+"""With a tolerance, 1/8 of the schedule lies between the first FULL steps: the latent is nearly all noise."""
 
 
 class ForecastConfig(PolicyConfig):
@@ -58,12 +61,9 @@ class ForecastConfig(PolicyConfig):
 class ForecastState(PolicyState):
     """What ``forecast`` remembers besides the common state.
 
-    Latents are counted from the chunk's first one, which never matters.
-
     Attributes:
         coordinate: log-SNR of each step.
         budget: the FULL steps of a budget; empty for a tolerance.
-        displacement: the latent at the newest FULL step, ``[N, d]``.
         slope: S, change of the data prediction per unit of log-SNR, ``[N, d]``; ``None`` at first.
         correction: what the latent lacks, by the newest FULL output, ``[N, d]``.
         reached: log-SNR between the two newest FULL steps.
@@ -72,7 +72,6 @@ class ForecastState(PolicyState):
 
     coordinate: tuple[float, ...] = ()
     budget: tuple[int, ...] = ()
-    displacement: Tensor | None = None
     slope: Tensor | None = None
     correction: Tensor | None = None
     reached: tuple[float, float] = (0.0, 0.0)
@@ -113,11 +112,13 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
 
     @property
     def kept_outputs(self) -> int:
-        return 4
+        return 3
 
     def reset(self, schedule: Schedule) -> ForecastState:
-        """Raises:
-        InvalidInput: the schedule is not one of flow matching with falling noise levels.
+        """A fresh state.
+
+        Raises:
+            InvalidInput: the schedule is not one of flow matching with falling noise levels.
         """
         sigmas = schedule.sigmas
         falling = all(a > b for a, b in pairwise(sigmas))
@@ -144,77 +145,74 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         return False
 
     def update(self, state: ForecastState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
-        """Refresh displacement, slope and correction.
+        """Refresh slope and correction.
 
         Returns:
             Per modality, the error of the extrapolation to ``step`` relative to the output's size;
             ``None`` while nothing could be extrapolated.
         """
         if not len(state.history):
-            state.displacement = torch.zeros_like(output)
             state.history.push(step, output)
             return None
-        assert state.displacement is not None
-        u, sigmas, newest, slope = state.coordinate, state.schedule.sigmas, state.newest, state.slope
-        previous = state.history.outputs[0]
-        latent = self._displaced(state, step)
-        change = latent - state.displacement  # of the data prediction, D - D0, from here on
-        change.sub_(output, alpha=sigmas[step]).add_(previous, alpha=sigmas[newest])
-        length = u[step] - u[newest]
-        evidence = None if slope is None else self._error(state, change - length * slope, output)
+        if not all(state.finite):
+            state.slope = state.correction = None
+        length = state.coordinate[step] - state.coordinate[state.newest]
+        change, slope = self._change(state, step, output), state.slope
+        evidence = None
+        if slope is not None:
+            evidence = self._error(state, torch.sub(change, slope, alpha=length), output)
         if self.config.correct:
             state.correction = self._correction(state, step, change)
         state.reached = (length, length + state.reached[0])
-        state.slope, state.displacement = change / length, latent
+        state.slope = change / length
         state.history.push(step, output)
         return evidence
 
     def settle(self, state: ForecastState, evidence: Sequence[float]) -> None:
         """Plan the streak from the budget, or from the error that was just seen."""
         newest, last, sigmas = state.newest, state.schedule.last_step, state.schedule.sigmas
-        ahead = range(newest + 1, last)
-        expected, total = [], 0.0
-        for step in ahead:
-            total += (sigmas[step] - sigmas[step + 1]) * self._expected_error(state, step, evidence)
-            expected.append(total)
+        added = [
+            (sigmas[step] - sigmas[step + 1]) * self._expected_error(state, step, evidence)
+            for step in range(newest + 1, last)
+        ]
+        state.expected = tuple(accumulate((*added, 0.0)))
         if self.config.full_steps is not None:
-            due = next((step for step in state.budget if step > newest), last + 1)
-        elif not evidence:
-            due = newest + 1 + self._opening(state)
+            state.next_full = next((step for step in state.budget if step > newest), last + 1)
+            return
+        if evidence:
+            streak = sum(total <= self.config.tolerance for total in state.expected)
         else:
-            due = next((s for s, e in zip(ahead, expected, strict=True) if e > self.config.tolerance), last)
-        state.next_full = due if self.config.full_steps is not None else max(newest + 1, min(due, last))
-        state.expected = (*expected, total)
+            streak = state.schedule.num_steps // OPENING
+        state.next_full = max(newest + 1, min(newest + 1 + streak, last))
 
     def predict(self, state: ForecastState, step: int, inputs: StepInput) -> Tensor:
-        """``y0 + A S + B delta``, two numbers for each step."""
+        """``y0 + A S + B delta``, two numbers for each step; y0 itself while there is no slope."""
         output = state.history.outputs[0]
-        sigma, h = state.schedule.sigmas[step], state.coordinate[step] - state.coordinate[state.newest]
-        moved, corrected = self._terms(state, step)
-        if state.slope is not None:
-            output = torch.add(output, state.slope, alpha=(moved - h) / sigma)
+        if state.slope is None:
+            return output
+        sigmas, u = state.schedule.sigmas, state.coordinate
+        sigma, r = sigmas[step], shrink(sigmas, step)
+        moved, corrected = streak_terms(sigmas, u, state.newest, step)
+        output = torch.add(output, state.slope, alpha=(moved - u[step] + u[state.newest]) / sigma)
         if state.correction is not None:
-            r = shrink(state.schedule.sigmas, step)
-            now = r / (1 - r) if step == state.newest + 1 else 0.0
-            output = torch.add(output, state.correction, alpha=(corrected - now) / sigma)
+            taken = r / (1 - r) if step == state.newest + 1 else 0.0
+            output.add_(state.correction, alpha=(corrected - taken) / sigma)
         return output
 
-    def _terms(self, state: ForecastState, step: int) -> tuple[float, float]:
-        return streak_terms(state.schedule.sigmas, state.coordinate, state.newest, step)
+    def _change(self, state: ForecastState, step: int, output: Tensor) -> Tensor:
+        """What the data prediction gained since the newest FULL step, D - D0.
 
-    def _displaced(self, state: ForecastState, step: int) -> Tensor:
-        """The latent at ``step`` after the streak, counted as ``state.displacement`` is."""
-        assert state.displacement is not None
+        The latent in both is the streak's own, so that only what moved it is left:
+        ``sigma (y0 - y) + p S + q delta``.
+        """
         sigmas = state.schedule.sigmas
-        moved, corrected = self._terms(state, step)
-        latent = torch.add(
-            state.displacement, state.history.outputs[0], alpha=sigmas[step] - sigmas[state.newest]
-        )
+        moved, corrected = streak_terms(sigmas, state.coordinate, state.newest, step)
+        change = torch.sub(state.history.outputs[0], output).mul_(sigmas[step])
         if state.slope is not None and moved:
-            latent.add_(state.slope, alpha=moved)
+            change.add_(state.slope, alpha=moved)
         if state.correction is not None and corrected:
-            latent.add_(state.correction, alpha=corrected)
-        return latent
+            change.add_(state.correction, alpha=corrected)
+        return change
 
     def _correction(self, state: ForecastState, step: int, change: Tensor) -> Tensor | None:
         """What the latent lacks after ``step``: the streak's part, or what no streak has taken back yet."""
@@ -228,14 +226,11 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
     def _error(self, state: ForecastState, error: Tensor, output: Tensor) -> Tensor:
         """RMS of ``error`` over RMS of ``output``, per modality."""
         layout = state.schedule.layout
-        squares = torch.stack([error.square().sum(-1), output.square().sum(-1)])
-        sums = torch.stack(
-            [
-                sum((squares[:, rows].sum(-1) for rows in layout.slices(name)), squares.new_zeros(2))
-                for name in layout.names
-            ]
-        )
-        return (sums[:, 0] / sums[:, 1].clamp(min=torch.finfo(sums.dtype).tiny)).sqrt()
+        rows = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in (error, output)]).square()
+        by_branch = rows.view(2, layout.branches, -1).sum(dim=1)
+        errors, powers = torch.stack([part.sum(-1) for part in by_branch.split(layout.counts, dim=1)], dim=1)
+        relative: Tensor = (errors / powers.clamp(min=torch.finfo(powers.dtype).tiny)).sqrt()
+        return relative
 
     def _expected_error(self, state: ForecastState, step: int, evidence: Sequence[float]) -> float:
         """Of the data prediction at ``step``, in the worst modality; 0 before any error was seen."""
@@ -244,7 +239,3 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         u, (short, long) = state.coordinate, state.reached
         ahead = u[step] - u[state.newest]
         return max(evidence) * ahead * (ahead + short) / (short * long)
-
-    def _opening(self, state: ForecastState) -> int:
-        """Cached steps between the first FULL steps, where the latent is nearly all noise."""
-        return state.schedule.num_steps // 8
