@@ -17,6 +17,9 @@ from worldcache.bench.solvers import DPM, EULER, UNIPC
 TARGETS = (7, 10, 12, 17, 24)
 """FULL steps of 50 at which policies are compared."""
 
+SMALL_BUDGETS = (4, 5)
+"""Fewer than any other policy is run at, for ``forecast`` alone."""
+
 TAYLORSEER_INTERVALS = MappingProxyType({7: 15, 12: 5, 17: 4})
 """Of diffusers' TaylorSeer, as ``taylor`` is tuned near these numbers of FULL steps of 50."""
 
@@ -107,6 +110,7 @@ def make_entries(
     for target in targets:
         entries += _policies(target)
         entries += _controls(target)
+    entries += [_budget(budget) for budget in SMALL_BUDGETS if budget < min(targets)]
     middle = min(targets, key=lambda target: abs(target - 12))
     entries += _ablations(middle)
     for target in (t for t in targets if t in TAYLORSEER_INTERVALS):
@@ -164,17 +168,21 @@ def _policies(target: int) -> Iterator[Entry]:
         yield tuned(
             "worldcache", "worldcache", drift, "worldcache, published warmup", max_skip=6, warmup_steps=5
         )
-    yield Entry(
-        f"forecast, {target} FULL",
+    yield _budget(target)
+    yield tuned(
+        "forecast-tolerance", "forecast", Tune("tolerance", 1e-6, 1.0, target), "forecast by tolerance"
+    )
+
+
+def _budget(full_steps: int) -> Entry:
+    return Entry(
+        f"forecast, {full_steps} FULL",
         "forecast",
         "forecast",
-        {"full_steps": target},
+        {"full_steps": full_steps},
         rollouts=True,
         reference=True,
         everywhere=True,
-    )
-    yield tuned(
-        "forecast-tolerance", "forecast", Tune("tolerance", 1e-6, 1.0, target), "forecast by tolerance"
     )
 
 
