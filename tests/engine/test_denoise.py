@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from tests.toy import ToyWorldModel
 from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.errors import InvalidInput, RolloutFailed
 from worldcache.models.base import Row, WorldModel
 from worldcache.policies.registry import make_policy
-from worldcache.sampler import chunk_generator
+from worldcache.sampler import FlowMatchSampler, chunk_generator
 
 
 def denoiser(
@@ -214,3 +217,34 @@ def test_a_model_without_a_modulated_input_says_so() -> None:
     with pytest.raises(InvalidInput, match="choose a policy that needs none") as refused:
         WorldModel.modulated_input(model, Row(model.initial_latent(chunk_generator(7, 0)), 1.0, None))
     assert refused.value.code == "not_supported"
+
+
+class PickySampler(FlowMatchSampler):
+    """Takes the model's layout alone, as a scheduler that draws noise must."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(FlowMatchEulerDiscreteScheduler(), num_steps)
+        self.elementwise = False
+
+    def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
+        assert output.shape == latent.shape == (4, 4, 48, 64)
+        return super().step(index, output, latent, generator)
+
+
+@dataclass
+class PickyWorldModel(ToyWorldModel):
+    def sampler(self, num_steps: int) -> PickySampler:
+        return PickySampler(num_steps)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("policy", ["interval", "forecast", "easycache"])
+def test_steps_in_tokens_equal_steps_in_the_models_layout(policy: str, guidance: float) -> None:
+    latents = []
+    for model in (ToyWorldModel(), PickyWorldModel()):
+        chunk = ChunkDenoiser(model, make_policy(policy), (2,) * 4, 20, guidance, chunk_generator(7, 0))
+        while not chunk.done:
+            chunk.advance(chunk.take(model.evaluate(chunk.rows())).tolist())
+        assert "." in chunk.stats(0).decisions
+        latents.append(chunk.latent)
+    assert torch.equal(*latents)
