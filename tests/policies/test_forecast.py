@@ -158,7 +158,7 @@ def test_the_expected_error_is_the_remainder_of_linear_extrapolation():
     assert evidence[1] == pytest.approx((3 - 1) * (3 - 0) / abs(output.item()), rel=1e-4)
     seen = evidence[1] / (2 * 3)
     expected = (levels[3] - levels[4]) * seen * (4 - 3) * (4 - 1)
-    assert state.expected[0] == pytest.approx(expected, rel=1e-4)
+    assert state.planned_drift[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_worst_modality_decides(noise: Tensor):

@@ -20,8 +20,7 @@ class PredictionErrors:
     def add(self, predicted: Tensor, output: Tensor) -> None:
         """Compare a prediction with the output that was computed for its step, both ``[N, d]``."""
         both = torch.stack([predicted - output, output]).square().sum(dim=-1)
-        by_branch = both.view(2, self._layout.branches, -1).sum(dim=1)
-        sums = torch.stack([part.sum(dim=-1) for part in by_branch.split(self._layout.counts, dim=1)])
+        sums = self._layout.sums(both)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def read(self) -> dict[str, float | None]:

@@ -67,7 +67,6 @@ class ForecastState(PolicyState):
         slope: S, change of the data prediction per unit of log-SNR, ``[N, d]``; ``None`` at first.
         correction: what the latent lacks, by the newest FULL output, ``[N, d]``.
         reached: log-SNR between the two newest FULL steps.
-        expected: accumulated expected error after each cached step of the planned streak.
     """
 
     coordinate: tuple[float, ...] = ()
@@ -75,7 +74,6 @@ class ForecastState(PolicyState):
     slope: Tensor | None = None
     correction: Tensor | None = None
     reached: tuple[float, float] = (0.0, 0.0)
-    expected: tuple[float, ...] = ()
 
 
 class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
@@ -95,7 +93,7 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
     newest FULL output showed in the extrapolation to it, per modality, is scaled by
     ``(u - u0)(u - u1)``, the remainder of linear extrapolation, and a streak goes on while the sum of it,
     times the width of each step in sigma, stays within the tolerance. The first and the last
-    step are FULL.
+    step are FULL. The drift of a cached step is the error expected of its streak so far.
     """
 
     name: ClassVar[str] = "forecast"
@@ -137,13 +135,6 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             budget=() if full is None else place(sigmas, full, self.config.spacing),
         )
 
-    def should_compute(self, state: ForecastState, step: int, inputs: StepInput) -> bool:
-        """As planned; the drift of a cached step is the error expected of the streak so far."""
-        if super().should_compute(state, step, inputs):
-            return True
-        state.drift = state.expected[step - state.newest - 1]
-        return False
-
     def update(self, state: ForecastState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
         """Refresh slope and correction.
 
@@ -175,12 +166,12 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             (sigmas[step] - sigmas[step + 1]) * self._expected_error(state, step, evidence)
             for step in range(newest + 1, last)
         ]
-        state.expected = tuple(accumulate((*added, 0.0)))
+        state.planned_drift = tuple(accumulate((*added, 0.0)))
         if self.config.full_steps is not None:
             state.next_full = next((step for step in state.budget if step > newest), last + 1)
             return
         if evidence:
-            streak = sum(total <= self.config.tolerance for total in state.expected)
+            streak = sum(total <= self.config.tolerance for total in state.planned_drift)
         else:
             streak = state.schedule.num_steps // OPENING
         state.next_full = max(newest + 1, min(newest + 1 + streak, last))
@@ -225,10 +216,8 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
 
     def _error(self, state: ForecastState, error: Tensor, output: Tensor) -> Tensor:
         """RMS of ``error`` over RMS of ``output``, per modality."""
-        layout = state.schedule.layout
         rows = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in (error, output)]).square()
-        by_branch = rows.view(2, layout.branches, -1).sum(dim=1)
-        errors, powers = torch.stack([part.sum(-1) for part in by_branch.split(layout.counts, dim=1)], dim=1)
+        errors, powers = state.schedule.layout.sums(rows).unbind(dim=1)
         relative: Tensor = (errors / powers.clamp(min=torch.finfo(powers.dtype).tiny)).sqrt()
         return relative
 

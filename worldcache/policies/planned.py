@@ -17,8 +17,12 @@ class PlannedPolicy(Policy[ConfigT, StateT]):
     plans_ahead: ClassVar[bool] = True
 
     def should_compute(self, state: StateT, step: int, inputs: StepInput) -> bool:
-        """FULL from ``state.next_full`` on; a fresh state starts FULL."""
-        return step >= state.next_full
+        """FULL from ``state.next_full`` on, a fresh state too; a cached step takes its planned drift."""
+        if step >= state.next_full:
+            return True
+        if state.planned_drift:
+            state.drift = state.planned_drift[step - state.newest - 1]
+        return False
 
 
 class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):

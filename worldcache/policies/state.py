@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -42,6 +43,11 @@ class TokenLayout:
             slice(start, start + self.counts[index])
             for start in range(first, self.num_tokens, self.tokens_per_branch)
         ]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """``[..., N]``, a value per token, as ``[modalities, ...]``: the sum over each one's tokens."""
+        by_branch = values.unflatten(-1, (self.branches, -1)).sum(dim=-2)
+        return torch.stack([part.sum(dim=-1) for part in by_branch.split(self.counts, dim=-1)])
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ class PolicyState:
             uses it for steps that must be FULL whatever it measures.
         drift: drift accumulated since the last FULL step, after the latest step; ``None`` for
             policies that measure none.
+        planned_drift: what ``drift`` will be after each cached step of the planned streak; empty for
+            policies that cannot tell.
         token_class: int8 ``[N]``, 0 stable, 1 linear, 2 chaotic; ``None`` before it is known or
             for policies that do not classify.
         finite: whether each of the last FULL outputs was finite, newest first.
@@ -149,6 +157,7 @@ class PolicyState:
     history: History
     next_full: int = 0
     drift: float | None = None
+    planned_drift: tuple[float, ...] = ()
     token_class: Tensor | None = None
     finite: tuple[bool, ...] = ()
     fallbacks: int = 0

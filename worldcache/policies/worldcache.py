@@ -102,12 +102,10 @@ class WorldCacheState(PolicyState):
         differences: (y0, v0, a) at the newest FULL step, each ``[N, d]``; the first one or two of them
             while fewer than three outputs are known.
         gap: h0, steps between the two newest FULL steps.
-        planned_drift: accumulated drift after each cached step of the planned streak.
     """
 
     differences: tuple[Tensor, ...] = ()
     gap: int = 1
-    planned_drift: tuple[float, ...] = ()
 
 
 class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
@@ -139,13 +137,6 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
     @property
     def kept_outputs(self) -> int:
         return 3
-
-    def should_compute(self, state: WorldCacheState, step: int, inputs: StepInput) -> bool:
-        """As planned; takes the drift of a cached step from the plan."""
-        if super().should_compute(state, step, inputs):
-            return True
-        state.drift = state.planned_drift[step - state.newest - 1]
-        return False
 
     def update(self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
         """Refresh differences and classes.
