@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worldcache.policies.math import (
+    class_masks,
     combination_weights,
     curvature,
     damping,
@@ -82,9 +83,11 @@ def test_damping():
 def test_combination_weights_give_the_published_prediction(k: int, expected: list[float]):
     # y0 = 10, v0 = 3, v1 = 1, h0 = 3, a = 2/3, max_skip = 2, so alpha(1) = .5 and alpha(2) = 1.
     # Stable 10; linear 10 + 3k; chaotic 10 + 1 (.5 * 3 + .5 * 1) = 12 and 10 + 2 (0 * 3 + 1 * 1) = 12.
-    p, q = combination_weights(torch.tensor([0, 1, 2], dtype=torch.int8), k, max_skip=2, gap=3)
-    assert p.shape == q.shape == (3, 1)
-    torch.testing.assert_close((10 + p * 3 + q * (2 / 3)).flatten(), torch.tensor(expected))
+    moving, damped = class_masks(torch.tensor([0, 1, 2], dtype=torch.int8))
+    assert moving.shape == damped.shape == (3, 1)
+    p, q = combination_weights(k, max_skip=2, gap=3)
+    predicted = 10 + p * moving * 3 + q * damped * (2 / 3)
+    torch.testing.assert_close(predicted.flatten(), torch.tensor(expected))
 
 
 def test_drift_increments():

@@ -40,7 +40,7 @@ def finite_differences(
     """
     differences = [output]
     for older in previous[:order]:
-        differences.append((differences[-1] - older) / gap)
+        differences.append((differences[-1] - older).div_(gap))
     return tuple(differences)
 
 
@@ -127,27 +127,37 @@ def damping(x: Real) -> Real:
     return x * x * (3.0 - 2.0 * x)
 
 
-def combination_weights(token_class: Tensor, k: int, max_skip: int, gap: int) -> tuple[Tensor, Tensor]:
-    """Weights p, q that make ``y0 + p v0 + q a`` each token's prediction by its class.
+def class_masks(classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which tokens move at all, and which of them are damped, as factors.
+
+    Args:
+        classes: int8 ``[N]``.
+
+    Returns:
+        Two float32 tensors ``[N, 1]`` of 0 and 1: not ``STABLE``, and ``CHAOTIC``.
+    """
+    column = classes.unsqueeze(-1)
+    return column.clamp(max=LINEAR).float(), (column == CHAOTIC).float()
+
+
+def combination_weights(k: int, max_skip: int, gap: int) -> tuple[float, float]:
+    """Weights p, q that make ``y0 + p v0 + q a`` the damped prediction ``k`` steps ahead.
 
     Published per class: stable ``y0``; linear ``y0 + k v0``; chaotic
     ``y0 + k ((1 - alpha) v0 + alpha v1)``. As ``v1 = v0 - h0 a``, a chaotic token has ``p = k`` and
-    ``q = -k alpha h0``; a linear one ``p = k, q = 0``; a stable one ``p = q = 0``.
+    ``q = -k alpha h0``; a linear one the same p without q, a stable one neither (:func:`class_masks`).
 
     Args:
-        token_class: int8 ``[N]``.
         k: steps since the newest FULL step.
         max_skip: n_max, the scale of the damping.
         gap: h0, steps between the two newest FULL steps.
 
     Returns:
-        Two float32 tensors ``[N, 1]``: steps, and steps squared.
+        Steps, and steps squared.
 
     Source: WorldCache, arXiv 2603.06331; the regrouping is ours.
     """
-    alpha = damping(min(k / max_skip, 1.0))
-    column = token_class.unsqueeze(-1)
-    return (column != STABLE).float() * k, (column == CHAOTIC).float() * (-k * alpha * gap)
+    return float(k), -k * damping(min(k / max_skip, 1.0)) * gap
 
 
 def drift_increments(
@@ -184,5 +194,6 @@ def drift_increments(
     k = torch.arange(count + 1, device=inner.device, dtype=inner.dtype)
     reach = k * damping((k / max_skip).clamp(max=1.0)) * gap
     turn = (reach[1:] - reach[:-1]).unsqueeze(-1)
-    squared = velocity_norm.square() - 2.0 * turn * inner + (turn * acceleration_norm).square()
-    return (squared.clamp(min=0.0).sqrt() * token_weight).sum(dim=-1)
+    squared = torch.addcmul(velocity_norm.square(), turn, inner, value=-2.0)
+    squared.add_((turn * acceleration_norm).square_())
+    return squared.clamp_(min=0.0).sqrt_() @ token_weight

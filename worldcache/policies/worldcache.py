@@ -21,6 +21,7 @@ from worldcache.policies.math import (
     CHAOTIC,
     LINEAR,
     STABLE,
+    class_masks,
     combination_weights,
     curvature,
     finite_differences,
@@ -101,10 +102,13 @@ class WorldCacheState(PolicyState):
     Attributes:
         differences: (y0, v0, a) at the newest FULL step, each ``[N, d]``; the first one or two of them
             while fewer than three outputs are known.
+        moving, damped: what v0 and a count in each token's prediction, 0 or 1, ``[N, 1]``.
         gap: h0, steps between the two newest FULL steps.
     """
 
     differences: tuple[Tensor, ...] = ()
+    moving: Tensor | None = None
+    damped: Tensor | None = None
     gap: int = 1
 
 
@@ -158,6 +162,7 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         kappa = curvature(velocity_norm, acceleration_norm, self.config.eps)
         classes = quantile_classes(kappa, self.config.stable_quantile, self.config.chaotic_quantile)
         state.token_class = self._groups(classes, step)
+        state.moving, state.damped = class_masks(state.token_class)
         longest = min(self.config.max_skip, state.schedule.last_step - step - 1)
         if longest < 1 or step + 1 < self.config.warmup_steps:
             return None
@@ -190,12 +195,13 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         state.next_full = state.newest + 1 + len(planned)
 
     def predict(self, state: WorldCacheState, step: int, inputs: StepInput) -> Tensor:
-        """``y0 + p v0 + q a`` with a p and a q for each token."""
-        assert state.token_class is not None
-        k = step - state.newest
-        p, q = combination_weights(state.token_class, k, self.config.max_skip, state.gap)
+        """``y0 + p v0 + q a``, the latter two where the token's class has them."""
+        assert state.moving is not None and state.damped is not None
+        p, q = combination_weights(step - state.newest, self.config.max_skip, state.gap)
         output, velocity, acceleration = state.differences
-        return torch.addcmul(output, p, velocity).addcmul_(q, acceleration)
+        return torch.addcmul(output, state.moving, velocity, value=p).addcmul_(
+            state.damped, acceleration, value=q
+        )
 
     def _groups(self, classes: Tensor, step: int) -> Tensor:
         """The class that each token is predicted by, int8 ``[N]``."""
