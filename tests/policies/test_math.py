@@ -14,6 +14,7 @@ from worldcache.policies.math import (
     finite_differences,
     quantile_classes,
     taylor_sum,
+    turns,
 )
 
 
@@ -51,32 +52,34 @@ def test_curvature():
 def test_quantile_classes():
     # Q(.3): rank .9 gives .9 * .25 = .225. Q(.6): rank 1.8 gives .25 + .8 * .75 = .85.
     values = torch.tensor([2.0, 0.25, 1.0, 0.0])
-    classes = quantile_classes(values, 0.3, 0.6)
+    classes = quantile_classes(values, torch.tensor([0.3, 0.6]))
     assert classes.dtype == torch.int8
     assert classes.tolist() == [2, 1, 2, 0]
 
 
 def test_a_token_at_the_quantile_is_chaotic_and_not_stable():
     # Q(.5) of 0, 1, 2 is 1: the token with 1 is not below it.
-    assert quantile_classes(torch.tensor([0.0, 1.0, 2.0]), 0.5, 0.5).tolist() == [0, 2, 2]
+    assert quantile_classes(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, 0.5])).tolist() == [0, 2, 2]
 
 
 def test_quantile_ranks_are_float32():
     # .6 * 95 is 57 in float64, but a little more in float32: the quantile lies just above token 57,
     # which is then not chaotic. Tokens 58 ... 95 are: 38 of them.
-    assert int((quantile_classes(torch.arange(96.0), 0.3, 0.6) == 2).sum()) == 38
+    assert int((quantile_classes(torch.arange(96.0), torch.tensor([0.3, 0.6])) == 2).sum()) == 38
 
 
 def test_nan_leaves_every_token_linear():
-    assert quantile_classes(torch.tensor([0.0, math.nan, 2.0]), 0.3, 0.6).tolist() == [1, 1, 1]
+    assert quantile_classes(torch.tensor([0.0, math.nan, 2.0]), torch.tensor([0.3, 0.6])).tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_damping():
     # 3 / 4 - 2 / 8, and 3 / 9 - 2 / 27.
-    assert damping(0.5) == 0.5
-    torch.testing.assert_close(
-        damping(torch.tensor([0.0, 1 / 3, 1.0])), torch.tensor([0.0, 1 / 3 - 2 / 27, 1.0])
-    )
+    assert [damping(x) for x in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+    assert damping(1 / 3) == pytest.approx(1 / 3 - 2 / 27)
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [10.0, 13.0, 12.0]), (2, [10.0, 16.0, 12.0])])
@@ -99,9 +102,7 @@ def test_drift_increments():
         velocity_norm=torch.tensor([1.0, 2.0, 9.0]),
         acceleration_norm=torch.tensor([1.0, 0.0, 9.0]),
         inner=torch.tensor([-1.0, 0.0, 3.0]),
-        gap=1,
-        max_skip=2,
-        count=2,
+        turn=torch.tensor(turns(max_skip=2, count=2)),
     )
     torch.testing.assert_close(result, torch.tensor([2.0, 3.0]))
 
@@ -122,14 +123,12 @@ def test_drift_increments_equal_the_lengths_of_the_predicted_moves():
         velocity.norm(dim=-1),
         acceleration.norm(dim=-1),
         (velocity * acceleration).sum(-1),
-        gap=gap,
-        max_skip=max_skip,
-        count=7,
+        gap * torch.tensor(turns(max_skip, count=7), dtype=torch.float64),
     )
     torch.testing.assert_close(result, torch.stack(expected))
 
 
 def test_a_nan_weight_reaches_every_increment():
     ones = torch.ones(2)
-    result = drift_increments(torch.tensor([0.0, math.nan]), ones, ones, ones, gap=1, max_skip=2, count=3)
+    result = drift_increments(torch.tensor([0.0, math.nan]), ones, ones, ones, torch.ones(3))
     assert bool(result.isnan().all())

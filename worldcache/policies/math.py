@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 STABLE, LINEAR, CHAOTIC = 0, 1, 2
-
-Real = TypeVar("Real", float, Tensor)
 
 
 def finite_differences(
@@ -97,29 +95,27 @@ def curvature(velocity_norm: Tensor, acceleration_norm: Tensor, eps: float) -> T
     return acceleration_norm / (velocity_norm.square() + eps)
 
 
-def quantile_classes(values: Tensor, stable_quantile: float, chaotic_quantile: float) -> Tensor:
+def quantile_classes(values: Tensor, ranks: Tensor) -> Tensor:
     """Sort tokens into stable, linear and chaotic by where their curvature ranks.
 
-    Stable below ``Q(stable_quantile)``, chaotic from ``Q(chaotic_quantile)`` up, linear otherwise. The
+    Stable below the quantile p_s, chaotic from the quantile p_c up, linear otherwise. The
     quantiles interpolate linearly, and rank in float32 as the published code does: a rank in float64
     moves tokens at the border to another class.
 
     Args:
         values: one curvature per token, ``[N]`` float32. If any is NaN no token ranks: all are linear.
-        stable_quantile: p_s in [0, 1].
-        chaotic_quantile: p_c in [0, 1].
+        ranks: p_s and p_c, each in [0, 1], float32 ``[2]``.
 
     Returns:
         int8 ``[N]``: ``STABLE``, ``LINEAR`` or ``CHAOTIC``.
 
     Source: WorldCache, arXiv 2603.06331.
     """
-    ranks = torch.stack([values.new_full((), stable_quantile), values.new_full((), chaotic_quantile)])
     low, high = torch.quantile(values, ranks).unbind()
     return (values >= high).to(torch.int8) - (values < low).to(torch.int8) + LINEAR
 
 
-def damping(x: Real) -> Real:
+def damping(x: float) -> float:
     """The weight ``alpha = 3x^2 - 2x^3`` of the older velocity, for ``x = min(k / max_skip, 1)``.
 
     Source: WorldCache, arXiv 2603.06331.
@@ -160,20 +156,21 @@ def combination_weights(k: int, max_skip: int, gap: int) -> tuple[float, float]:
     return float(k), -k * damping(min(k / max_skip, 1.0)) * gap
 
 
-def drift_increments(
-    token_weight: Tensor,
-    velocity_norm: Tensor,
-    acceleration_norm: Tensor,
-    inner: Tensor,
-    *,
-    gap: int,
-    max_skip: int,
-    count: int,
-) -> Tensor:
-    """What each cached step k = 1 ... count adds to the drift, all from three inner products a token.
+def turns(max_skip: int, count: int) -> list[float]:
+    """``c_k = k alpha_k - (k-1) alpha_(k-1)`` for k = 1 ... count.
 
-    A step of the chaotic prediction is ``y(k) - y(k-1) = v0 - c_k h0 a`` with
-    ``c_k = k alpha_k - (k-1) alpha_(k-1)``, so its squared length is
+    A step of the chaotic prediction is ``y(k) - y(k-1) = v0 - c_k h0 a``.
+    """
+    reach = [k * damping(min(k / max_skip, 1.0)) for k in range(count + 1)]
+    return [after - before for before, after in pairwise(reach)]
+
+
+def drift_increments(
+    token_weight: Tensor, velocity_norm: Tensor, acceleration_norm: Tensor, inner: Tensor, turn: Tensor
+) -> Tensor:
+    """What each cached step adds to the drift, all from three inner products a token.
+
+    The squared length of a step of the chaotic prediction is
     ``|v0|^2 - 2 c_k h0 <v0, a> + (c_k h0)^2 |a|^2``. The increment is the weighted sum of the lengths.
 
     Args:
@@ -182,18 +179,14 @@ def drift_increments(
         velocity_norm: ``|v0|``, ``[N]``.
         acceleration_norm: ``|a|``, ``[N]``.
         inner: ``<v0, a>``, ``[N]``.
-        gap: h0, steps between the two newest FULL steps.
-        max_skip: n_max, the scale of the damping.
-        count: how many cached steps to look ahead.
+        turn: ``c_k h0`` of each cached step (:func:`turns`), ``[count]``.
 
     Returns:
         float32 ``[count]``, without unit.
 
     Source: WorldCache, arXiv 2603.06331; the expansion is ours.
     """
-    k = torch.arange(count + 1, device=inner.device, dtype=inner.dtype)
-    reach = k * damping((k / max_skip).clamp(max=1.0)) * gap
-    turn = (reach[1:] - reach[:-1]).unsqueeze(-1)
+    turn = turn.unsqueeze(-1)
     squared = torch.addcmul(velocity_norm.square(), turn, inner, value=-2.0)
     squared.add_((turn * acceleration_norm).square_())
     return squared.clamp_(min=0.0).sqrt_() @ token_weight

@@ -19,7 +19,7 @@ Trigger: TypeAlias = Literal["cas", "interval", "difference", "norm", "curvature
 
 @dataclass(frozen=True)
 class Streak:
-    """What is known at a FULL step of the cached steps k = 1 ... ``count`` that may follow.
+    """What is known at a FULL step of the cached steps that may follow.
 
     Attributes:
         output, velocity, acceleration: y0, v0 and a, each ``[N, d]``.
@@ -27,7 +27,7 @@ class Streak:
         kappa: curvature, ``[N]``.
         classes: int8 ``[N]``, by curvature.
         over_chaotic: divide sums over chaotic tokens by their number instead of by N.
-        gap, max_skip: h0 and n_max.
+        turn: ``c_k h0`` of each cached step, ``[count]``.
         eps: keeps the scale of an output of 0 finite.
     """
 
@@ -39,10 +39,8 @@ class Streak:
     kappa: Tensor
     classes: Tensor
     over_chaotic: bool
-    gap: int
-    max_skip: int
+    turn: Tensor
     eps: float
-    count: int
 
     def increments(self, trigger: Trigger) -> Tensor:
         """What each cached step adds to the drift, float32 ``[count]``.
@@ -56,9 +54,9 @@ class Streak:
         if trigger == "cas":
             return self._chaotic_moves(self._chaotic_curvature())
         if trigger == "interval":
-            return self.kappa.new_zeros(self.count)
+            return torch.zeros_like(self.turn)
         if trigger == "curvature":
-            return self._chaotic_curvature().sum().expand(self.count)
+            return self._chaotic_curvature().sum().expand_as(self.turn)
         moves = self._moves()
         if trigger == "norm":
             moves = moves / (torch.linalg.vector_norm(self.output, dim=-1).mean() + self.eps)
@@ -84,7 +82,5 @@ class Streak:
             self.velocity_norm,
             self.acceleration_norm,
             (self.velocity * self.acceleration).sum(dim=-1),
-            gap=self.gap,
-            max_skip=self.max_skip,
-            count=self.count,
+            self.turn,
         )

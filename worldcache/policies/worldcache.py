@@ -26,6 +26,7 @@ from worldcache.policies.math import (
     curvature,
     finite_differences,
     quantile_classes,
+    turns,
 )
 from worldcache.policies.planned import PlannedPolicy
 from worldcache.policies.triggers import Streak, Trigger
@@ -104,12 +105,16 @@ class WorldCacheState(PolicyState):
             while fewer than three outputs are known.
         moving, damped: what v0 and a count in each token's prediction, 0 or 1, ``[N, 1]``.
         gap: h0, steps between the two newest FULL steps.
+        ranks: p_s and p_c, ``[2]``; from the first FULL step on, like ``turns``.
+        turns: c_k of each cached step of the longest streak.
     """
 
     differences: tuple[Tensor, ...] = ()
     moving: Tensor | None = None
     damped: Tensor | None = None
     gap: int = 1
+    ranks: Tensor | None = None
+    turns: Tensor | None = None
 
 
 class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
@@ -152,6 +157,8 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         """
         if state.differences:
             state.gap = step - state.newest
+        else:
+            self._put_constants(state, output)
         state.differences = finite_differences(output, state.differences, state.gap, order=2)
         state.history.push(step, output)
         if len(state.differences) < 3:
@@ -160,7 +167,8 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         velocity_norm = torch.linalg.vector_norm(velocity, dim=-1)
         acceleration_norm = torch.linalg.vector_norm(acceleration, dim=-1)
         kappa = curvature(velocity_norm, acceleration_norm, self.config.eps)
-        classes = quantile_classes(kappa, self.config.stable_quantile, self.config.chaotic_quantile)
+        assert state.ranks is not None and state.turns is not None
+        classes = quantile_classes(kappa, state.ranks)
         state.token_class = self._groups(classes, step)
         state.moving, state.damped = class_masks(state.token_class)
         longest = min(self.config.max_skip, state.schedule.last_step - step - 1)
@@ -175,10 +183,8 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
             kappa,
             classes,
             over_chaotic=self.config.drift_mean == "chaotic",
-            gap=state.gap,
-            max_skip=self.config.max_skip,
+            turn=state.turns[:longest] * state.gap,
             eps=self.config.eps,
-            count=longest,
         )
         return streak.increments(self.config.trigger)
 
@@ -202,6 +208,12 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         return torch.addcmul(output, state.moving, velocity, value=p).addcmul_(
             state.damped, acceleration, value=q
         )
+
+    def _put_constants(self, state: WorldCacheState, output: Tensor) -> None:
+        """Bring the numbers that every FULL step needs to the output's device, once per chunk."""
+        longest = min(self.config.max_skip, state.schedule.num_steps)
+        state.ranks = output.new_tensor([self.config.stable_quantile, self.config.chaotic_quantile])
+        state.turns = output.new_tensor(turns(self.config.max_skip, longest))
 
     def _groups(self, classes: Tensor, step: int) -> Tensor:
         """The class that each token is predicted by, int8 ``[N]``."""
