@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,14 @@ class HostedModel:
     status: str = "cold"
     model: WorldModel | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelLease:
+    """A model that is warm, and stays so until ``release`` is called."""
+
+    model: WorldModel
+    release: Callable[[], None]
 
 
 class ModelHost:
@@ -91,8 +99,8 @@ class ModelHost:
             raise NotFound(f"there is no model {model_id!r}; use one of: {known}", code="unknown_model")
         return self._models[model_id]
 
-    def warm(self, model_id: str) -> WorldModel:
-        """The model, if it can take a rollout now.
+    async def lease(self, model_id: str) -> ModelLease:
+        """The model, for one rollout.
 
         Raises:
             ApiError: 422 for an unknown model, 503 for one that is not warm.
@@ -106,7 +114,7 @@ class ModelHost:
             raise Unavailable("model_failed", f"model {model_id!r} could not be loaded", retry_after=60)
         if hosted.status != "warm" or hosted.model is None:
             raise Unavailable("model_loading", f"model {model_id!r} is still loading", retry_after=2)
-        return hosted.model
+        return ModelLease(hosted.model, lambda: None)
 
 
 def describe_model(hosted: HostedModel) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from worldcache.core import ChunkStats, RolloutStats
 
 LIVE = ("queued", "running")
 
+NPZ = "frames.npz"
+"""Name of the artifact that holds all frames of a finished rollout."""
+
 
 @dataclass
 class RolloutRecord:

@@ -10,9 +10,8 @@ from anyio import to_thread
 
 from app.errors import ApiError
 from app.media import MEDIA_TYPES, encode_picture, encode_video, enlarge, from_npz, to_pixels
-from app.rollouts import NPZ
 from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
-from app.store import RolloutRecord, Store
+from app.store import NPZ, RolloutRecord, Store
 from worldcache.core import Modality, ModelInfo, RolloutStats
 
 

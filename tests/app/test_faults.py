@@ -127,7 +127,7 @@ def test_frames_that_cannot_be_kept_fail_the_rollout(monkeypatch: pytest.MonkeyP
     def full(frames: object) -> bytes:
         raise MemoryError("a secret path")
 
-    monkeypatch.setattr("app.rollouts.to_npz", full)
+    monkeypatch.setattr("app.follow.to_npz", full)
     with serving() as client:
         response = client.post("/v1/rollouts", json=rollout_body())
         assert (response.status_code, response.json()["error"]["code"]) == (500, "rollout_failed")
