@@ -217,7 +217,9 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on")
     parser.add_argument("--model", action="append", dest="models", help="model to serve; may be repeated")
-    parser.add_argument("--device", help="where torch puts the models, as in cuda:0")
+    parser.add_argument(
+        "--device", action="append", dest="devices", help="where torch may put models; may be repeated"
+    )
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument(
         "--insecure",
@@ -235,7 +237,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from app.settings import Settings, check_binding
 
     try:
-        settings = Settings(**given(arguments, "host", "port", "models", "device", "dtype", "insecure"))
+        settings = Settings(**given(arguments, "host", "port", "models", "devices", "dtype", "insecure"))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])

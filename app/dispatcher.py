@@ -6,7 +6,7 @@ The routes know the protocol and not what is behind it. Here that is an engine t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
@@ -81,9 +81,10 @@ class InProcessJob:
 
 
 class InProcessDispatcher:
-    """Runs rollouts on an engine thread of this process.
+    """Runs rollouts on the engine threads of this process, one for each device.
 
     Args:
+        devices: names, as torch spells those of the models.
         max_batch, max_active: of the engine.
         max_queue: most rollouts that wait behind the active ones.
         retry_after: seconds that a refused client is asked to wait.
@@ -92,6 +93,7 @@ class InProcessDispatcher:
 
     def __init__(
         self,
+        devices: Sequence[str],
         *,
         max_batch: int,
         max_active: int,
@@ -99,31 +101,39 @@ class InProcessDispatcher:
         retry_after: int,
         observer: Callable[[BackboneCall], None],
     ) -> None:
-        self._thread = EngineThread(Engine(max_batch, max_active, observer))
+        self._threads = {
+            device: EngineThread(Engine(max_batch, max_active, observer), name=f"engine-{device}")
+            for device in devices
+        }
         self._capacity, self._retry_after = max_active + max_queue, retry_after
         self._live = 0
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads.values():
+            thread.start()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self._threads)
 
     @property
     def alive(self) -> bool:
-        return self._thread.alive
+        return all(thread.alive for thread in self._threads.values())
 
     @property
     def live(self) -> int:
         return self._live
 
-    def call(self, function: Callable[[], ResultT]) -> Future[ResultT]:
-        """Run ``function`` where torch runs."""
-        return self._thread.call(function)
+    def call(self, device: str, function: Callable[[], ResultT]) -> Future[ResultT]:
+        """Run ``function`` where torch runs for a device."""
+        return self._threads[device].call(function)
 
     def submit(self, model: WorldModel, request: RolloutRequest) -> Job:
         if self._live >= self._capacity:
             raise Unavailable(
                 "queue_full", "the server is full; try again later", retry_after=self._retry_after
             )
-        job = InProcessJob(self._thread, self._one_less)
+        job = InProcessJob(self._threads[str(model.device)], self._one_less)
         self._live += 1
         job.start(model, request)
         return job
@@ -132,5 +142,6 @@ class InProcessDispatcher:
         self._live -= 1
 
     def close(self, timeout: float) -> None:
-        """Stop the thread; blocks for as long as the backbone call in flight, so not on the event loop."""
-        self._thread.close(timeout)
+        """Stop the threads; blocks for as long as the backbone calls in flight, so not on the event loop."""
+        for thread in self._threads.values():
+            thread.close(timeout)

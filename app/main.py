@@ -42,6 +42,7 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
     """
     metrics = Metrics(CollectorRegistry())
     dispatcher = InProcessDispatcher(
+        settings.devices,
         max_batch=settings.max_batch,
         max_active=settings.max_active,
         max_queue=settings.max_queue,
@@ -53,7 +54,6 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         models_by_name,
         dispatcher=dispatcher,
         metrics=metrics,
-        device=settings.device,
         dtype=settings.dtype,
     )
     store = InMemoryStore(

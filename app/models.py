@@ -51,11 +51,10 @@ class ModelHost:
         *,
         dispatcher: InProcessDispatcher,
         metrics: Metrics,
-        device: str,
         dtype: str,
     ) -> None:
         self._dispatcher, self._metrics = dispatcher, metrics
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype = dispatcher.devices[0], dtype
         if given is not None:
             self._models = {name: HostedModel(name, model=model) for name, model in given.items()}
         else:
@@ -69,7 +68,9 @@ class ModelHost:
         for hosted in self._models.values():
             began = time.monotonic()
             try:
-                model = await asyncio.wrap_future(self._dispatcher.call(lambda h=hosted: self._load(h)))  # type: ignore[misc]
+                model = await asyncio.wrap_future(
+                    self._dispatcher.call(self._device, lambda h=hosted: self._load(h))
+                )  # type: ignore[misc]
             except Exception as error:
                 logger.exception("model %s cannot be loaded", hosted.id)
                 hosted.status, hosted.reason = "failed", type(error).__name__

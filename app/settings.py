@@ -35,7 +35,11 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("doom",), min_length=1, description="Names of the models to load and serve."
     )
-    device: str = Field("cpu", description="Where torch puts the models, for example cpu or cuda:0.")
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("cpu",),
+        min_length=1,
+        description="Where torch may put models, for example cpu or cuda:0,cuda:1; each has an engine.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number format of the weights and of the backbone's arithmetic."
     )
@@ -78,7 +82,7 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="How long a finished rollout and its idempotency key are kept."
     )
 
-    @field_validator("api_keys", "models", mode="before")
+    @field_validator("api_keys", "models", "devices", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
