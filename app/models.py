@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from app.dispatcher import InProcessDispatcher
@@ -68,9 +69,8 @@ class ModelHost:
         for hosted in self._models.values():
             began = time.monotonic()
             try:
-                model = await asyncio.wrap_future(
-                    self._dispatcher.call(self._device, lambda h=hosted: self._load(h))
-                )  # type: ignore[misc]
+                load = partial(self._load, hosted)
+                model = await asyncio.wrap_future(self._dispatcher.call(self._device, load))
             except Exception as error:
                 logger.exception("model %s cannot be loaded", hosted.id)
                 hosted.status, hosted.reason = "failed", type(error).__name__
