@@ -6,6 +6,7 @@ A sampler is made for one chunk and dropped with it. Everything a step needs on 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,14 +21,14 @@ class Sampler(Protocol):
         timesteps: the timestep of each step.
         sigmas: the noise level of each step, falling.
         alphas: the signal level of each step.
-        elementwise: whether a step treats every number alike and draws none, so that output and latent
-            may be handed in as tokens as well as in the model's layout.
+        deltas: if a step is ``latent + delta * output``, the delta of each; then outputs and latents may
+            as well be tokens, and several steps may be taken at once. ``None`` for any other step.
     """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
-    elementwise: bool
+    deltas: tuple[float, ...] | None
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         """The latent after step ``index``, given the (guided) output at ``latent``."""
@@ -50,7 +51,9 @@ class FlowMatchSampler:
         self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
         self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])
         self.alphas: tuple[float, ...] = tuple(1 - sigma for sigma in self.sigmas)
-        self.elementwise = not scheduler.config.stochastic_sampling
+        levels = scheduler.sigmas.tolist()
+        euler = not scheduler.config.stochastic_sampling
+        self.deltas = tuple(after - before for before, after in pairwise(levels)) if euler else None
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         step: Tensor = self._scheduler.step(

@@ -13,8 +13,9 @@ from worldcache.policies.math import (
     drift_increments,
     finite_differences,
     quantile_classes,
-    taylor_sum,
+    taylor_weights,
     turns,
+    weighted_sum,
 )
 
 
@@ -38,9 +39,16 @@ def test_finite_differences_stop_at_the_order():
     assert len(finite_differences(column(4.0), past, gap=1, order=1)) == 2
 
 
-def test_taylor_sum():
+def test_taylor_weights():
     # 10 + 3 * 2 + 0.5 * 2^2 / 2 + 6 * 2^3 / 6 = 10 + 6 + 1 + 8.
-    assert taylor_sum([column(10.0), column(3.0), column(0.5), column(6.0)], k=2).item() == 25.0
+    differences = [column(10.0), column(3.0), column(0.5), column(6.0)]
+    assert weighted_sum(differences, taylor_weights(4, k=2)).item() == 25.0
+
+
+def test_a_term_that_counts_once_is_returned_itself():
+    only = column(4.0)
+    assert weighted_sum([only], (1.0,)) is only
+    assert weighted_sum([only], (0.5,)).item() == 2.0
 
 
 def test_curvature():

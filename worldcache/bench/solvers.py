@@ -41,7 +41,7 @@ class MultistepSampler:
         self.sigmas = sigmas
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
-        self.elementwise = False
+        self.deltas: tuple[float, ...] | None = None
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import add
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from worldcache.engine.latent import Latent
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import Row, WorldModel
 from worldcache.policies.base import Policy, Schedule, StepInput
+from worldcache.policies.math import weighted_sum
+from worldcache.policies.planned import PlannedPolicy
 
 
 @dataclass
@@ -81,7 +84,9 @@ class ChunkDenoiser:
         if self._decisions and self._decisions[-1] == ".":
             self._errors.add(self.policy.predict(self._state, self.step, self._inputs), tokens)
         evidence = self.policy.learn(self._state, self.step, tokens, self._inputs)
-        self._move(tokens, "F")
+        self._move(tokens)
+        self._decisions.append("F")
+        self.step += 1
         return evidence
 
     def advance(self, evidence: Sequence[float]) -> None:
@@ -122,13 +127,37 @@ class ChunkDenoiser:
         return self.guidance_scale != 1.0
 
     def _run_streak(self) -> None:
-        while not self.done:
-            self._inputs = StepInput(self._latent_tokens, self._modulated_input)
-            if self.policy.should_compute(self._state, self.step, self._inputs):
-                return
-            tokens = self.policy.predict(self._state, self.step, self._inputs)
-            self._drift.append(self._state.drift)
-            self._move(tokens, ".")
+        """Take cached steps until one must be computed: one by one, or all at once where that is the same."""
+        deltas = self._sampler.deltas
+        if deltas is not None and isinstance(self.policy, PlannedPolicy):
+            self._run_planned_streak(self.policy, deltas)
+            return
+        while not self._must_compute():
+            self._move(self.policy.predict(self._state, self.step, self._inputs))
+            self._count_cached_step()
+
+    def _run_planned_streak(self, policy: PlannedPolicy[Any, Any], deltas: Sequence[float]) -> None:
+        """Add up on the host what each of the policy's terms moves the latent by, then move it once."""
+        moves: tuple[float, ...] = ()
+        while not self._must_compute():
+            weights = policy.weights(self._state, self.step)
+            more = tuple(deltas[self.step] * weight for weight in weights)
+            moves = tuple(map(add, moves, more)) if moves else more
+            self._count_cached_step()
+        if moves:
+            self._shift(weighted_sum(policy.terms(self._state), moves), 1.0)
+
+    def _must_compute(self) -> bool:
+        """Whether there is no step left, or the current one is FULL."""
+        if self.done:
+            return True
+        self._inputs = StepInput(self._latent_tokens, self._modulated_input)
+        return self.policy.should_compute(self._state, self.step, self._inputs)
+
+    def _count_cached_step(self) -> None:
+        self._drift.append(self._state.drift)
+        self._decisions.append(".")
+        self.step += 1
 
     def _latent_tokens(self) -> Tensor:
         return self._latent.tokens.repeat(self._layout.branches, 1)
@@ -136,17 +165,24 @@ class ChunkDenoiser:
     def _modulated_input(self) -> Tensor:
         return self.model.modulated_input(self.rows()[0])
 
-    def _move(self, tokens: Tensor, decision: str) -> None:
-        """Apply guidance to the outputs ``[branches * N, d]`` and let the sampler take the step."""
-        if self._guided:
-            conditional, unconditional = tokens.chunk(2)
-            tokens = torch.lerp(unconditional, conditional, self.guidance_scale)
-        if self._sampler.elementwise:
-            moved = self._sampler.step(self.step, tokens, self._latent.tokens, self.generator)
-            self._latent = Latent(self.model, tokens=moved)
-        else:
-            output = self.model.from_tokens(tokens)[0]
-            moved = self._sampler.step(self.step, output, self._latent.value, self.generator)
-            self._latent = Latent(self.model, moved)
-        self._decisions.append(decision)
-        self.step += 1
+    def _move(self, tokens: Tensor) -> None:
+        """Let the sampler take the current step with the outputs ``[branches * N, d]``."""
+        if self._sampler.deltas is not None:
+            self._shift(tokens, self._sampler.deltas[self.step])
+            return
+        output = self.model.from_tokens(self._guide(tokens))[0]
+        moved = self._sampler.step(self.step, output, self._latent.value, self.generator)
+        self._latent = Latent(self.model, moved)
+
+    def _shift(self, tokens: Tensor, delta: float) -> None:
+        """Add the guided outputs to the latent, ``delta`` times."""
+        self._latent = Latent(
+            self.model, tokens=torch.add(self._latent.tokens, self._guide(tokens), alpha=delta)
+        )
+
+    def _guide(self, tokens: Tensor) -> Tensor:
+        """Apply guidance: ``[branches * N, d]`` to ``[N, d]``. Linear, so that sums may go through it."""
+        if not self._guided:
+            return tokens
+        conditional, unconditional = tokens.chunk(2)
+        return torch.lerp(unconditional, conditional, self.guidance_scale)

@@ -36,7 +36,7 @@ class DifferencePolicy(IndexPlanPolicy[DifferenceConfigT, DifferenceState]):
 
     The step right after the warmup is cached (unless n = 1) and the one after it is FULL: with n = 5
     and a warmup of 3, the steps 0, 1, 2, 4, 9, 14, ... are computed. The last step has no privilege.
-    A subclass says in ``predict`` how the differences are combined.
+    A subclass says in ``weights`` how the differences are combined.
     """
 
     @property
@@ -59,3 +59,6 @@ class DifferencePolicy(IndexPlanPolicy[DifferenceConfigT, DifferenceState]):
         gap = step - state.newest if state.differences else 1
         state.differences = finite_differences(output, state.differences, gap, self.config.order)
         super().update(state, step, output, inputs)
+
+    def terms(self, state: DifferenceState) -> tuple[Tensor, ...]:
+        return state.differences

@@ -176,19 +176,19 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             streak = state.schedule.num_steps // OPENING
         state.next_full = max(newest + 1, min(newest + 1 + streak, last))
 
-    def predict(self, state: ForecastState, step: int, inputs: StepInput) -> Tensor:
-        """``y0 + A S + B delta``, two numbers for each step; y0 itself while there is no slope."""
-        output = state.history.outputs[0]
-        if state.slope is None:
-            return output
+    def terms(self, state: ForecastState) -> tuple[Tensor, ...]:
+        """y0, S and delta; y0 alone while there is no slope."""
+        known = (state.history.outputs[0], state.slope, state.correction if state.slope is not None else None)
+        return tuple(term for term in known if term is not None)
+
+    def weights(self, state: ForecastState, step: int) -> tuple[float, ...]:
+        """1, A and B."""
         sigmas, u = state.schedule.sigmas, state.coordinate
         sigma, r = sigmas[step], shrink(sigmas, step)
         moved, corrected = streak_terms(sigmas, u, state.newest, step)
-        output = torch.add(output, state.slope, alpha=(moved - u[step] + u[state.newest]) / sigma)
-        if state.correction is not None:
-            taken = r / (1 - r) if step == state.newest + 1 else 0.0
-            output.add_(state.correction, alpha=(corrected - taken) / sigma)
-        return output
+        taken = r / (1 - r) if step == state.newest + 1 else 0.0
+        along = (moved - u[step] + u[state.newest]) / sigma
+        return (1.0, along, (corrected - taken) / sigma)[: len(self.terms(state))]
 
     def _change(self, state: ForecastState, step: int, output: Tensor) -> Tensor:
         """What the data prediction gained since the newest FULL step, D - D0.

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, StepInput
+from worldcache.policies.base import PolicyConfig
 from worldcache.policies.differences import DifferenceConfig, DifferencePolicy, DifferenceState
-from worldcache.policies.math import hermite_sum
+from worldcache.policies.math import hermite_weights
 
 
 class HiCacheConfig(DifferenceConfig):
@@ -40,5 +39,5 @@ class HiCachePolicy(DifferencePolicy[HiCacheConfig]):
     source: ClassVar[str] = "HiCache, arXiv 2508.16984, at the granularity of the model's output"
     config_type: ClassVar[type[PolicyConfig]] = HiCacheConfig
 
-    def predict(self, state: DifferenceState, step: int, inputs: StepInput) -> Tensor:
-        return hermite_sum(state.differences, step - state.newest, self.config.sigma)
+    def weights(self, state: DifferenceState, step: int) -> tuple[float, ...]:
+        return hermite_weights(len(state.differences), step - state.newest, self.config.sigma)

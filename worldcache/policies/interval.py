@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.base import PolicyConfig, PolicyState, Schedule
 from worldcache.policies.planned import IndexPlanPolicy, plain_state
 
 
@@ -38,7 +37,3 @@ class IntervalPolicy(IndexPlanPolicy[IntervalConfig, PolicyState]):
 
     def is_due(self, step: int) -> bool:
         return step % self.config.interval == 0
-
-    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
-        """The newest FULL output itself, not a copy."""
-        return state.history.outputs[0]

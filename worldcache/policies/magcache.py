@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.base import PolicyConfig, PolicyState, Schedule
 from worldcache.policies.calibration import magnitude_ratios
 from worldcache.policies.planned import FixedPlanPolicy, plain_state
 
@@ -72,10 +72,6 @@ class MagCachePolicy(FixedPlanPolicy[MagCacheConfig, PolicyState]):
             if retained or error > self.config.threshold or streak > self.config.max_skip:
                 return step
         return num_steps
-
-    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
-        """The newest FULL output itself, not a copy."""
-        return state.history.outputs[0]
 
 
 def nearest(ratios: Sequence[float], num_steps: int) -> list[float]:

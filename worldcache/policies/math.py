@@ -42,40 +42,46 @@ def finite_differences(
     return tuple(differences)
 
 
-def taylor_sum(differences: Sequence[Tensor], k: int) -> Tensor:
-    """The Taylor prediction ``sum_i D_i k^i / i!`` at ``k`` steps after the newest FULL step.
+def taylor_weights(count: int, k: int) -> tuple[float, ...]:
+    """Of the differences in the Taylor prediction ``sum_i D_i k^i / i!``.
 
     Args:
-        differences: ``D_0 ... D_m``, each ``[N, d]``.
+        count: how many differences are known, m + 1.
         k: steps since the newest FULL step.
+
+    Returns:
+        One weight for each difference, in steps to the i.
 
     Source: TaylorSeer, arXiv 2503.06923, section 3.
     """
-    return _weighted_sum(differences, (1.0, k, k**2, k**3))
+    return tuple(k**i / math.factorial(i) for i in range(count))
 
 
-def hermite_sum(differences: Sequence[Tensor], k: int, sigma: float) -> Tensor:
-    """The HiCache prediction ``y0 + sum_(i>=1) D_i / i! * sigma^i * H_i(sigma k)``.
+def hermite_weights(count: int, k: int, sigma: float) -> tuple[float, ...]:
+    """Of the differences in the HiCache prediction ``y0 + sum_(i>=1) D_i / i! * sigma^i * H_i(sigma k)``.
 
     H_i are the physicists' Hermite polynomials ``2x``, ``4x^2 - 2`` and ``8x^3 - 12x``.
 
     Args:
-        differences: ``D_0 ... D_m``, each ``[N, d]``, m at most 3.
+        count: how many differences are known, m + 1, at most 4.
         k: steps since the newest FULL step.
         sigma: the contraction, in (0, 1].
+
+    Returns:
+        One weight for each difference, in steps to the i.
 
     Source: HiCache, arXiv 2508.16984.
     """
     x = sigma * k
     polynomials = (1.0, 2 * x, 4 * x**2 - 2, 8 * x**3 - 12 * x)
-    return _weighted_sum(differences, [sigma**i * value for i, value in enumerate(polynomials)])
+    return tuple(sigma**i * polynomials[i] / math.factorial(i) for i in range(count))
 
 
-def _weighted_sum(differences: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """``D_0 + sum_(i>=1) D_i w_i / i!``; ``D_0`` itself if there is no other."""
-    total = differences[0]
-    for order, difference in enumerate(differences[1:], start=1):
-        total = torch.add(total, difference, alpha=weights[order] / math.factorial(order))
+def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``sum_i w_i T_i``; the first term itself if there is no other and it counts once."""
+    total = terms[0] if weights[0] == 1.0 else terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total = torch.add(total, term, alpha=weight)
     return total
 
 

@@ -9,10 +9,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from worldcache.policies.base import ConfigT, History, Policy, PolicyState, Schedule, StateT, StepInput
+from worldcache.policies.math import weighted_sum
 
 
 class PlannedPolicy(Policy[ConfigT, StateT]):
-    """A policy that settles at each FULL step when the next one is due, in ``state.next_full``."""
+    """A policy that settles at each FULL step when the next one is due, in ``state.next_full``.
+
+    Its predictions are weighted sums of the same few tensors all along a streak, so that under a sampler
+    whose step is linear a whole streak is one such sum: the weights are added up on the host first.
+    """
 
     plans_ahead: ClassVar[bool] = True
 
@@ -24,11 +29,23 @@ class PlannedPolicy(Policy[ConfigT, StateT]):
             state.drift = state.planned_drift[step - state.newest - 1]
         return False
 
+    @abstractmethod
+    def terms(self, state: StateT) -> tuple[Tensor, ...]:
+        """The tensors ``[N, d]`` that predictions after the newest FULL step are sums of."""
+
+    @abstractmethod
+    def weights(self, state: StateT, step: int) -> tuple[float, ...]:
+        """What each of :meth:`terms` counts in the prediction of ``step``. Reads nothing to the host."""
+
+    def predict(self, state: StateT, step: int, inputs: StepInput) -> Tensor:
+        return weighted_sum(self.terms(state), self.weights(state, step))
+
 
 class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
     """A planned policy whose next FULL step depends on the newest one's index alone.
 
-    Its ``update`` returns no evidence, and the host plans from the schedule.
+    Its ``update`` returns no evidence, and the host plans from the schedule. Cached steps repeat the newest
+    FULL output, the tensor itself and not a copy, unless a subclass has other terms.
     """
 
     @abstractmethod
@@ -42,6 +59,12 @@ class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
     def settle(self, state: StateT, evidence: Sequence[float]) -> None:
         """Set ``state.next_full`` to the next step that is due."""
         state.next_full = self.next_due(state.newest, state.schedule.num_steps)
+
+    def terms(self, state: StateT) -> tuple[Tensor, ...]:
+        return (state.history.outputs[0],)
+
+    def weights(self, state: StateT, step: int) -> tuple[float, ...]:
+        return (1.0,)
 
 
 class IndexPlanPolicy(FixedPlanPolicy[ConfigT, StateT]):

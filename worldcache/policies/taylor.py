@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from worldcache.policies.base import PolicyConfig, StepInput
+from worldcache.policies.base import PolicyConfig
 from worldcache.policies.differences import DifferenceConfig, DifferencePolicy, DifferenceState
-from worldcache.policies.math import taylor_sum
+from worldcache.policies.math import taylor_weights
 
 
 class TaylorConfig(DifferenceConfig):
@@ -29,5 +27,5 @@ class TaylorPolicy(DifferencePolicy[TaylorConfig]):
     source: ClassVar[str] = "TaylorSeer, arXiv 2503.06923, at the granularity of the model's output"
     config_type: ClassVar[type[PolicyConfig]] = TaylorConfig
 
-    def predict(self, state: DifferenceState, step: int, inputs: StepInput) -> Tensor:
-        return taylor_sum(state.differences, step - state.newest)
+    def weights(self, state: DifferenceState, step: int) -> tuple[float, ...]:
+        return taylor_weights(len(state.differences), step - state.newest)

@@ -200,10 +200,19 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         state.planned_drift = tuple(planned)
         state.next_full = state.newest + 1 + len(planned)
 
-    def predict(self, state: WorldCacheState, step: int, inputs: StepInput) -> Tensor:
-        """``y0 + p v0 + q a``, the latter two where the token's class has them."""
+    def terms(self, state: WorldCacheState) -> tuple[Tensor, ...]:
+        """y0, and v0 and a where the token's class has them."""
         assert state.moving is not None and state.damped is not None
-        p, q = combination_weights(step - state.newest, self.config.max_skip, state.gap)
+        output, velocity, acceleration = state.differences
+        return output, state.moving * velocity, state.damped * acceleration
+
+    def weights(self, state: WorldCacheState, step: int) -> tuple[float, ...]:
+        return (1.0, *combination_weights(step - state.newest, self.config.max_skip, state.gap))
+
+    def predict(self, state: WorldCacheState, step: int, inputs: StepInput) -> Tensor:
+        """The weighted sum of :meth:`terms` in one fused pass."""
+        assert state.moving is not None and state.damped is not None
+        _, p, q = self.weights(state, step)
         output, velocity, acceleration = state.differences
         return torch.addcmul(output, state.moving, velocity, value=p).addcmul_(
             state.damped, acceleration, value=q
