@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
+import torch
+
 from app.errors import Unavailable
 from worldcache.core import RolloutEnded, RolloutEvent
-from worldcache.engine.engine import BackboneCall, Engine
+from worldcache.engine.decode import DecodeThread
+from worldcache.engine.engine import Engine, Limits, Tick
 from worldcache.engine.rollout import Rollout, RolloutRequest
 from worldcache.engine.thread import EngineThread
 from worldcache.models.base import WorldModel
@@ -80,32 +83,33 @@ class InProcessJob:
             self._thread.cancel(self._rollout)
 
 
+def _make_thread(device: str, limits: Limits, observer: Callable[[Tick], None]) -> EngineThread:
+    decoder = DecodeThread(torch.device(device), name=f"decode-{device}")
+    return EngineThread(Engine(limits, observer, decoder.submit), decoder, name=f"engine-{device}")
+
+
 class InProcessDispatcher:
     """Runs rollouts on the engine threads of this process, one for each device.
 
     Args:
         devices: names, as torch spells those of the models.
-        max_batch, max_active: of the engine.
+        limits: of each engine.
         max_queue: most rollouts that wait behind the active ones.
         retry_after: seconds that a refused client is asked to wait.
-        observer: told of every backbone call, on the engine's thread.
+        observer: told of every tick, on the engine's thread.
     """
 
     def __init__(
         self,
         devices: Sequence[str],
         *,
-        max_batch: int,
-        max_active: int,
+        limits: Limits,
         max_queue: int,
         retry_after: int,
-        observer: Callable[[BackboneCall], None],
+        observer: Callable[[Tick], None],
     ) -> None:
-        self._threads = {
-            device: EngineThread(Engine(max_batch, max_active, observer), name=f"engine-{device}")
-            for device in devices
-        }
-        self._capacity, self._retry_after = max_active + max_queue, retry_after
+        self._threads = {device: _make_thread(device, limits, observer) for device in devices}
+        self._capacity, self._retry_after = limits.max_active + max_queue, retry_after
         self._live = 0
 
     def start(self) -> None:

@@ -27,6 +27,7 @@ from app.rollouts import RolloutService
 from app.routes import health, models, rollouts
 from app.settings import Settings
 from app.store import InMemoryStore
+from worldcache.engine.engine import Limits
 from worldcache.models.base import WorldModel
 
 ENGINE_STOP_SECONDS = 60.0
@@ -43,11 +44,10 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
     metrics = Metrics(CollectorRegistry())
     dispatcher = InProcessDispatcher(
         settings.devices,
-        max_batch=settings.max_batch,
-        max_active=settings.max_active,
+        limits=Limits(settings.max_batch, settings.max_active, settings.rollout_memory_bytes),
         max_queue=settings.max_queue,
         retry_after=settings.retry_after_seconds,
-        observer=metrics.backbone_called,
+        observer=metrics.ticked,
     )
     host = ModelHost(
         settings.models,

@@ -7,7 +7,7 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worldcache.core import ChunkStats, RolloutStats
-from worldcache.engine.engine import BackboneCall
+from worldcache.engine.engine import Tick
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -67,6 +67,18 @@ class Metrics:
         self.backbone_time = self._histogram(
             "worldcache_backbone_seconds", "Duration of one backbone call.", ("model",), CALL_SECONDS
         )
+        self.tick_time = self._histogram(
+            "worldcache_tick_seconds",
+            "Duration of one tick of the engine: a backbone call and all that follows from it but decoding.",
+            ("model",),
+            CALL_SECONDS,
+        )
+        self.decode_time = self._histogram(
+            "worldcache_decode_seconds",
+            "Time that a rollout's chunks took to decode, beside the engine's ticks.",
+            ("model",),
+            CALL_SECONDS,
+        )
         self.batch_size = self._histogram(
             "worldcache_batch_size", "Rows of one backbone call.", ("model",), BATCHES
         )
@@ -101,10 +113,12 @@ class Metrics:
         for gauge in (self.queue_depth, self.active_rollouts, self.model_ready, self.model_memory):
             gauge.labels(model).set(0)
 
-    def backbone_called(self, call: BackboneCall) -> None:
+    def ticked(self, tick: Tick) -> None:
         """Observer of the engine; may be called from any thread."""
-        self.backbone_time.labels(call.model).observe(call.seconds)
-        self.batch_size.labels(call.model).observe(call.rows)
+        self.tick_time.labels(tick.model).observe(tick.seconds)
+        for rows, seconds in tick.calls:
+            self.backbone_time.labels(tick.model).observe(seconds)
+            self.batch_size.labels(tick.model).observe(rows)
 
     def rollout_started(self, model: str, queue_seconds: float) -> None:
         self.queue_time.labels(model).observe(queue_seconds)
@@ -123,6 +137,7 @@ class Metrics:
         if stats.first_frame_seconds is not None:
             self.first_frame.labels(model, stats.policy).observe(stats.first_frame_seconds)
         if status == "succeeded":
+            self.decode_time.labels(model).observe(stats.decode_seconds)
             self.rollout_latency.labels(model, stats.policy).observe(stats.latency_seconds)
             self.skip_ratio.labels(model, stats.policy).observe(stats.skip_ratio)
 

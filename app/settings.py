@@ -46,6 +46,12 @@ class Settings(BaseSettings):
 
     max_batch: int = Field(8, ge=2, description="Most backbone rows in one call; a guided rollout needs two.")
     max_active: int = Field(16, ge=1, description="Most rollouts that are computed at the same time.")
+    rollout_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most device memory of all rollouts that are computed at the same time, models apart; "
+        "0 for no limit.",
+    )
     max_queue: int = Field(
         64, ge=0, description="Most rollouts that wait for their turn; further ones are refused with 503."
     )

@@ -97,6 +97,10 @@ class ToyWorldModel(WorldModel):
     def token_layout(self) -> TokenLayout:
         return TokenLayout(("rgb", "depth"), (3 * CHUNK, CHUNK))
 
+    @property
+    def token_width(self) -> int:
+        return SIZE[0] * SIZE[1]
+
     def to_tokens(self, output: Tensor) -> Tensor:
         return output.reshape(-1, SIZE[0] * SIZE[1])
 

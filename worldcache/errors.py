@@ -6,7 +6,9 @@
     │   └── PolicyNotCalibrated the policy needs a calibration that the model lacks
     ├── ModelLoadError          weights or configuration are missing or do not fit
     ├── RolloutFailed           one rollout failed while it ran; its neighbours did not
+    │   └── OutOfMemory         the device had no memory for it, not even alone
     └── RolloutCancelled        the rollout was cancelled before it finished
+        └── DeadlineExceeded    its deadline had passed
 
 Every message says what to do about it.
 """
@@ -75,7 +77,19 @@ class RolloutFailed(WorldCacheError):
     code = "rollout_failed"
 
 
+class OutOfMemory(RolloutFailed):
+    """The device had no memory for a rollout, not even alone."""
+
+    code = "out_of_memory"
+
+
 class RolloutCancelled(WorldCacheError):
     """A rollout was cancelled before it finished."""
 
     code = "rollout_cancelled"
+
+
+class DeadlineExceeded(RolloutCancelled):
+    """A rollout was cancelled because its deadline had passed."""
+
+    code = "deadline_exceeded"

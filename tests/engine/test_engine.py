@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.engine.listening import CENTRE, Listener, finish, request
 from tests.toy import ToyWorldModel
-from worldcache.core import ChunkFinished, Observation, RolloutEnded, RolloutEvent, RolloutStarted
-from worldcache.engine.engine import BackboneCall, Engine
+from worldcache.core import ChunkFinished, Observation, RolloutEnded, RolloutStarted
+from worldcache.engine.engine import Engine, Limits, Tick
 from worldcache.engine.rollout import Rollout, RolloutRequest
 from worldcache.engine.thread import EngineThread
 from worldcache.errors import WorldCacheError
 from worldcache.models.base import Row
 from worldcache.policies.registry import make_policy
-
-CENTRE = Observation(start="centre")
-
-
-def request(
-    policy: str = "none", frames: int = 8, seed: int = 1, steps: int = 6, **parameters: Any
-) -> RolloutRequest:
-    return RolloutRequest(CENTRE, (1,) * frames, make_policy(policy, **parameters), seed, steps)
-
-
-class Listener:
-    """Collects what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[RolloutEvent] = []
-        self.ended = threading.Event()
-
-    def __call__(self, event: RolloutEvent) -> None:
-        self.events.append(event)
-        if isinstance(event, RolloutEnded):
-            self.ended.set()
-
-    @property
-    def end(self) -> RolloutEnded:
-        last = self.events[-1]
-        assert isinstance(last, RolloutEnded)
-        return last
-
-    @property
-    def chunks(self) -> list[ChunkFinished]:
-        return [event for event in self.events if isinstance(event, ChunkFinished)]
-
-    def rgb(self) -> np.ndarray:
-        return np.concatenate([chunk.frames["rgb"] for chunk in self.chunks])
-
-
-def finish(engine: Engine, model: ToyWorldModel, *requests: RolloutRequest) -> list[Listener]:
-    listeners = [Listener() for _ in requests]
-    for one, listener in zip(requests, listeners, strict=True):
-        engine.submit(Rollout(model, one, listener))
-    while not engine.idle:
-        engine.tick()
-    return listeners
 
 
 def test_events_come_in_order_and_add_up() -> None:
@@ -81,7 +37,7 @@ def test_a_horizon_that_is_no_multiple_of_the_chunk_drops_the_surplus() -> None:
 
 def test_different_policies_and_step_counts_share_a_batch() -> None:
     model = ToyWorldModel()
-    calls: list[BackboneCall] = []
+    calls: list[Tick] = []
     finish(
         Engine(observer=calls.append),
         model,
@@ -97,13 +53,13 @@ def test_different_policies_and_step_counts_share_a_batch() -> None:
 
 def test_max_batch_bounds_a_call_and_nobody_starves() -> None:
     model = ToyWorldModel()
-    listeners = finish(Engine(max_batch=2), model, *(request(seed=i) for i in range(5)))
+    listeners = finish(Engine(Limits(max_batch=2)), model, *(request(seed=i) for i in range(5)))
     assert max(model.batches) == 2
     assert all(listener.end.status == "succeeded" for listener in listeners)
 
 
 def test_max_active_makes_others_wait() -> None:
-    engine, model, listeners = Engine(max_active=1), ToyWorldModel(), [Listener(), Listener()]
+    engine, model, listeners = Engine(Limits(max_active=1)), ToyWorldModel(), [Listener(), Listener()]
     for listener in listeners:
         engine.submit(Rollout(model, request(frames=4, steps=3), listener))
     engine.tick()

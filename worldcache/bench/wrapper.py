@@ -58,6 +58,10 @@ class BenchWorldModel(WorldModel):
         return self.inner.modulated_input(row)
 
     @property
+    def token_width(self) -> int:
+        return self.inner.token_width
+
+    @property
     def token_layout(self) -> TokenLayout:
         return self.inner.token_layout
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from worldcache.core import ChunkStats, ModalityStats
-from worldcache.engine.errors import PredictionErrors
 from worldcache.engine.latent import Latent
+from worldcache.engine.measure import PredictionErrors
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import Row, WorldModel
 from worldcache.policies.base import Policy, Schedule, StepInput

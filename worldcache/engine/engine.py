@@ -9,62 +9,96 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worldcache.engine.rollout import Rollout
-from worldcache.errors import WorldCacheError
+from worldcache.engine.decode import Job, run_now
+from worldcache.engine.errors import as_rollout_error, is_out_of_memory
+from worldcache.engine.line import WaitingLine
+from worldcache.engine.rollout import Priority, Rollout
+from worldcache.engine.timing import Stopwatch
+from worldcache.errors import DeadlineExceeded, WorldCacheError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BackboneCall:
-    """One evaluation of a model, as told to the engine's observer."""
+class Tick:
+    """One tick, as told to the engine's observer. Times in seconds.
+
+    Attributes:
+        model: its id.
+        calls: rows and time of each backbone call; one, unless a batch had to be halved.
+        seconds: of the whole tick.
+    """
 
     model: str
-    rows: int
+    calls: tuple[tuple[int, float], ...]
     seconds: float
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.calls)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds an engine.
+
+    Attributes:
+        max_batch: most backbone rows in one call.
+        max_active: most rollouts that run at once; the others wait in line.
+        max_bytes: most device memory of the rollouts that run at once, as
+            :attr:`Rollout.memory_bytes` has it; 0 for no limit. One alone may always run.
+    """
+
+    max_batch: int = 8
+    max_active: int = 64
+    max_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 2:
+            raise ValueError("max_batch must be at least 2: a guided rollout needs two rows a step")
 
 
 class Engine:
     """Runs rollouts, many at once.
 
     Args:
-        max_batch: most backbone rows in one call.
-        max_active: most rollouts that run at once; the others wait in line.
-        observer: told of every backbone call, on the engine's thread.
+        limits: bounds of a batch and of what runs at once.
+        observer: told of every tick, on the engine's thread.
+        later: runs what turns finished chunks into frames, in the order it is given; at once if left out.
     """
 
     def __init__(
         self,
-        max_batch: int = 8,
-        max_active: int = 64,
-        observer: Callable[[BackboneCall], None] | None = None,
+        limits: Limits | None = None,
+        observer: Callable[[Tick], None] = lambda tick: None,
+        later: Callable[[Job], None] = run_now,
     ) -> None:
-        if max_batch < 2:
-            raise ValueError("max_batch must be at least 2: a guided rollout needs two rows a step")
-        self.max_batch, self.max_active = max_batch, max_active
-        self._observer = observer or (lambda call: None)
-        self._waiting: deque[Rollout] = deque()
+        self.limits = limits or Limits()
+        self._observer, self._later = observer, later
+        self._waiting = WaitingLine()
         self._active: deque[Rollout] = deque()
+        self._caps: dict[Hashable, int] = {}
+        self._calls: list[tuple[int, Stopwatch]] = []
 
     def submit(self, rollout: Rollout) -> None:
-        """Queue a rollout; it starts at the next tick."""
-        self._waiting.append(rollout)
+        """Queue a rollout; it starts at one of the next ticks."""
+        self._waiting.add(rollout)
 
-    def cancel(self, rollout: Rollout) -> bool:
+    def cancel(self, rollout: Rollout, error: Exception | None = None) -> bool:
         """Drop a rollout between two ticks; False if it has already ended."""
-        for group in (self._waiting, self._active):
-            if rollout in group:
-                group.remove(rollout)
-                rollout.end("cancelled")
-                return True
-        return False
+        if rollout in self._active:
+            self._active.remove(rollout)
+        elif not self._waiting.remove(rollout):
+            return False
+        rollout.end("cancelled", error)
+        return True
 
     @property
     def idle(self) -> bool:
@@ -73,10 +107,13 @@ class Engine:
     @torch.inference_mode()
     def tick(self) -> None:
         """Admit waiting rollouts, compute one batch of FULL steps, run every streak that follows."""
-        self._admit()
         began = time.perf_counter()
-        outputs = self._evaluate(self._next_batch())
-        evidence = self._read(outputs)
+        self._expire()
+        self._admit()
+        batch = self._next_batch()
+        if not batch:
+            return
+        evidence = self._read(self._evaluate(batch))
         seconds = time.perf_counter() - began
         for rollout, values in evidence:
             with self._alone(rollout):
@@ -84,6 +121,7 @@ class Engine:
                 if rollout.done:
                     self._active.remove(rollout)
                     rollout.end("succeeded")
+        self._report(batch[0].model.info.id, time.perf_counter() - began)
 
     def cancel_all(self) -> None:
         """Drop every rollout."""
@@ -92,26 +130,47 @@ class Engine:
 
     def abort(self, error: Exception) -> None:
         """End every rollout with ``error``; for a failure that is no single rollout's."""
-        for group in (self._waiting, self._active):
-            while group:
-                group.popleft().end("failed", error)
+        for rollout in (*self._waiting, *self._active):
+            self._fail(rollout, error)
+
+    def _expire(self) -> None:
+        """Drop what has missed its deadline."""
+        now = time.monotonic()
+        for rollout in (*self._waiting, *self._active):
+            if rollout.request.deadline is not None and rollout.request.deadline <= now:
+                self.cancel(rollout, DeadlineExceeded("the deadline passed before the rollout had ended"))
 
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self.max_active:
-            rollout = self._waiting.popleft()
+        """Start waiting rollouts while there is room; what waits for idleness needs no room."""
+        while (rollout := self._waiting.next()) is not None and self._has_room(rollout):
+            self._waiting.remove(rollout)
             self._active.append(rollout)
             with self._alone(rollout):
-                rollout.start()
+                rollout.start(self._later)
+
+    def _has_room(self, rollout: Rollout) -> bool:
+        busy = [other for other in self._active if other.request.priority < Priority.IDLE]
+        if not busy:
+            return True
+        used = sum(other.memory_bytes for other in self._active)
+        fits = not self.limits.max_bytes or used + rollout.memory_bytes <= self.limits.max_bytes
+        return fits and len(busy) < self.limits.max_active and rollout.request.priority < Priority.IDLE
 
     def _next_batch(self) -> list[Rollout]:
-        """Rollouts whose rows share a call, the longest waiting first; they move to the back."""
+        """Rollouts whose rows share a call, urgent ones first and then the longest waiting.
+
+        They move to the back. Idle ones take part only if there is nothing else to do.
+        """
         batch: list[Rollout] = []
-        size, key = 0, None
-        for rollout in self._active:
+        size, most, key = 0, self.limits.max_batch, None
+        for rollout in sorted(self._active, key=lambda rollout: rollout.request.priority):
+            if batch and batch[0].request.priority < Priority.IDLE == rollout.request.priority:
+                break
             rows = rollout.rows()
+            its_key = rollout.model.batch_key(rows[0])
             if key is None:
-                key = rollout.model.batch_key(rows[0])
-            if rollout.model.batch_key(rows[0]) == key and size + len(rows) <= self.max_batch:
+                key, most = its_key, max(len(rows), self._caps.get(its_key, self.limits.max_batch))
+            if its_key == key and size + len(rows) <= most:
                 batch.append(rollout)
                 size += len(rows)
         for rollout in batch:
@@ -121,11 +180,9 @@ class Engine:
 
     def _evaluate(self, batch: list[Rollout]) -> list[tuple[Rollout, Tensor]]:
         """Each rollout's outputs. A batch that fails is halved, until the one at fault fails alone."""
-        if not batch:
-            return []
         rows = [rollout.rows() for rollout in batch]
-        model = batch[0].model
-        began = time.perf_counter()
+        model, watch = batch[0].model, Stopwatch(batch[0].model.device)
+        watch.start()
         try:
             outputs = model.evaluate([row for group in rows for row in group])
         except Exception as error:
@@ -133,10 +190,21 @@ class Engine:
                 self._fail(batch[0], error)
                 return []
             logger.warning("a batch of %d rollouts failed and is halved: %s", len(batch), error)
-            middle = len(batch) // 2
-            return self._evaluate(batch[:middle]) + self._evaluate(batch[middle:])
-        self._observer(BackboneCall(model.info.id, len(outputs), time.perf_counter() - began))
-        return list(zip(batch, outputs.split([len(group) for group in rows]), strict=True))
+            short_of_memory = is_out_of_memory(error)
+        else:
+            watch.stop()
+            self._calls.append((len(outputs), watch))
+            return list(zip(batch, outputs.split([len(group) for group in rows]), strict=True))
+        middle = len(batch) // 2
+        if short_of_memory:  # not while the exception is handled: it keeps the memory
+            self._make_room(model.batch_key(rows[0][0]), sum(map(len, rows[:middle])), model.device)
+        return self._evaluate(batch[:middle]) + self._evaluate(batch[middle:])
+
+    def _make_room(self, key: Hashable, rows: int, device: torch.device) -> None:
+        """Give cached memory back, and keep batches of this kind to ``rows`` until nothing runs."""
+        self._caps[key] = rows
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _read(self, outputs: Sequence[tuple[Rollout, Tensor]]) -> list[tuple[Rollout, list[float]]]:
         """Let every rollout learn from its outputs; bring all their evidence to the host in one read."""
@@ -146,13 +214,17 @@ class Engine:
                 pending.append((rollout, rollout.take(output)))
         if not pending:
             return []
-        values = torch.cat([evidence for _, evidence in pending]).tolist()
-        sizes = [len(evidence) for _, evidence in pending]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return [
-            (rollout, values[start : start + size])
-            for (rollout, _), start, size in zip(pending, starts, sizes, strict=True)
-        ]
+        values = iter(torch.cat([evidence for _, evidence in pending]).tolist())
+        return [(rollout, [next(values) for _ in range(len(evidence))]) for rollout, evidence in pending]
+
+    def _report(self, model: str, seconds: float) -> None:
+        """Tell the observer of the tick; the device has been waited for by now."""
+        calls = tuple((rows, watch.seconds) for rows, watch in self._calls)
+        self._calls.clear()
+        if not self._active:
+            self._caps.clear()
+        if calls:
+            self._observer(Tick(model, calls, seconds))
 
     @contextmanager
     def _alone(self, rollout: Rollout) -> Iterator[None]:
@@ -167,4 +239,5 @@ class Engine:
             logger.error("a rollout failed", exc_info=error)
         if rollout in self._active:
             self._active.remove(rollout)
-        rollout.end("failed", error)
+        self._waiting.remove(rollout)
+        rollout.end("failed", as_rollout_error(error))

@@ -1,43 +1,24 @@
-"""How far predictions would have been off, measured where the truth is computed anyway."""
+"""What an exception out of a model means for a rollout."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
 
-from worldcache.policies.state import TokenLayout
+from worldcache.errors import OutOfMemory
 
-
-class PredictionErrors:
-    """Sums squared errors and squared outputs per modality, on the device, until they are read."""
-
-    def __init__(self, layout: TokenLayout) -> None:
-        self._layout = layout
-        self._sums: Tensor | None = None
-
-    def add(self, predicted: Tensor, output: Tensor) -> None:
-        """Compare a prediction with the output that was computed for its step, both ``[N, d]``."""
-        both = torch.stack([predicted - output, output]).square().sum(dim=-1)
-        sums = self._layout.sums(both)
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    def read(self) -> dict[str, float | None]:
-        """Relative root mean square error by modality; ``None`` before the first prediction.
-
-        ``None`` as well where no relative error exists, as for an output of 0. Reads the device once.
-        """
-        names = self._layout.names
-        if self._sums is None:
-            return dict.fromkeys(names)
-        return {
-            name: _relative(error, power)
-            for name, (error, power) in zip(names, self._sums.tolist(), strict=True)
-        }
+_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
+"""How torch's CPU allocator words what is a plain ``RuntimeError``."""
 
 
-def _relative(error: float, power: float) -> float | None:
-    if not math.isfinite(error) or (error and not power):
-        return None
-    return math.sqrt(error / power) if error else 0.0
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, on the device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
+
+
+def as_rollout_error(error: Exception) -> Exception:
+    """The error that a rollout ends with: missing memory has a name, anything else stays what it is."""
+    if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+        return OutOfMemory(f"no memory for this rollout, not even alone; make it smaller: {error}")
+    return error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -18,13 +21,28 @@ from worldcache.core import (
     RolloutStarted,
     RolloutStats,
 )
+from worldcache.engine.decode import Job, run_now
 from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.models.base import Row, WorldModel
 from worldcache.policies.base import Policy
 from worldcache.sampler import chunk_generator
 
+logger = logging.getLogger(__name__)
+
 Listener: TypeAlias = Callable[[RolloutEvent], None]
-"""Told of a rollout's events, on the engine's thread: it must return at once and must not raise."""
+"""Told of a rollout's events, on the engine's threads: it must return at once and must not raise."""
+
+LATENT_COPIES = 4
+"""Latents that a rollout may hold at once: before and after a step, in the model's layout and as tokens."""
+
+
+class Priority(IntEnum):
+    """Which rollouts go first. ``IDLE`` ones are computed only while there are no others at all."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BACKGROUND = 2
+    IDLE = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,11 @@ class RolloutRequest:
         seed: of all randomness.
         num_inference_steps: denoise steps per chunk.
         guidance_scale: 1 for none.
+        client: whose it is; clients take turns.
+        priority: what goes before it and what behind it.
+        deadline: by ``time.monotonic()``, when it is cancelled if it has not ended; ``None`` for never.
+        pace: chooses the policy of each chunk anew, from how many chunks are left, this one included,
+            and the seconds until the deadline.
     """
 
     observation: Observation
@@ -46,21 +69,44 @@ class RolloutRequest:
     seed: int
     num_inference_steps: int
     guidance_scale: float = 1.0
+    client: str = ""
+    priority: Priority = Priority.STANDARD
+    deadline: float | None = None
+    pace: Callable[[int, float], Policy[Any, Any]] | None = None
+
+
+@dataclass
+class _Output:
+    """What has been handed out; written where chunks are decoded, and nowhere else."""
+
+    chunks: list[ChunkStats] = field(default_factory=list)
+    first_frame_seconds: float | None = None
+    decode_seconds: float = 0.0
+    failure: Exception | None = None
 
 
 @dataclass(eq=False)
 class Rollout:
-    """The state of one rollout; owned by the engine, freed with it."""
+    """The state of one rollout; owned by the engine, freed with it.
+
+    Args:
+        model: the model that it runs on.
+        request: what to generate.
+        listener: told of its events.
+        submitted: when it was handed in, by ``time.monotonic()``.
+    """
 
     model: WorldModel
     request: RolloutRequest
     listener: Listener
     submitted: float = field(default_factory=time.monotonic)
     _frame: int = field(default=0, init=False)
-    _chunks: list[ChunkStats] = field(default_factory=list, init=False)
+    _dropped: bool = field(default=False, init=False)
+    _output: _Output = field(default_factory=_Output, init=False)
 
     def __post_init__(self) -> None:
         self._stats = RolloutStats(policy=self.request.policy.name)
+        self._later: Callable[[Job], None] = run_now
         self._context: Any = None
         self._denoiser: ChunkDenoiser | None = None
 
@@ -68,8 +114,20 @@ class Rollout:
     def done(self) -> bool:
         return self._frame >= len(self.request.actions)
 
-    def start(self) -> None:
-        """Leave the queue: read the observation and prepare the first chunk."""
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory that the rollout may take beside the model's, activations apart."""
+        branches = 1 if self.request.guidance_scale == 1.0 else 2
+        token_matrix = 4 * self.model.token_layout.tokens_per_branch * self.model.token_width
+        return token_matrix * (LATENT_COPIES + branches * self.request.policy.kept_outputs)
+
+    def start(self, later: Callable[[Job], None] = run_now) -> None:
+        """Leave the queue: read the observation and prepare the first chunk.
+
+        Args:
+            later: runs what turns a finished chunk into frames, in the order it is given.
+        """
+        self._later = later
         self._stats = replace(self._stats, queue_seconds=time.monotonic() - self.submitted)
         self.listener(RolloutStarted(self._stats.queue_seconds))
         self._context = self.model.begin(self.request.observation)
@@ -91,8 +149,13 @@ class Rollout:
         Args:
             evidence: of :meth:`take`, on the host.
             seconds: time of the backbone call and the read, for the statistics.
+
+        Raises:
+            Exception: whatever made the decoding of an earlier chunk fail.
         """
         assert self._denoiser is not None
+        if self._output.failure is not None:
+            raise self._output.failure
         began = time.perf_counter()
         self._denoiser.advance(evidence)
         spent = seconds + time.perf_counter() - began
@@ -100,12 +163,14 @@ class Rollout:
         if self._denoiser.done:
             self._finish_chunk(self._denoiser)
 
-    def end(self, status: str, error: BaseException | None = None) -> None:
-        """Tell the listener that nothing more will come."""
-        stats = replace(
-            self._stats, chunks=tuple(self._chunks), latency_seconds=time.monotonic() - self.submitted
-        )
-        self.listener(RolloutEnded(status, stats, error))
+    def end(self, status: str, error: Exception | None = None) -> None:
+        """Tell the listener, after the chunks on their way, that nothing more will come.
+
+        Unless it succeeded, chunks that have not been decoded are dropped.
+        """
+        self._dropped = status != "succeeded"
+        self._denoiser = self._context = None
+        self._later(partial(self._say_end, status, error))
 
     def _chunk_actions(self) -> tuple[Any, ...]:
         """The chunk's actions; the last one is repeated to fill it."""
@@ -116,30 +181,63 @@ class Rollout:
     def _begin_chunk(self) -> None:
         self._denoiser = ChunkDenoiser(
             self.model,
-            self.request.policy,
+            self._choose_policy(),
             self.model.condition(self._context, self._chunk_actions()),
             self.request.num_inference_steps,
             self.request.guidance_scale,
             chunk_generator(self.request.seed, self._frame),
         )
 
+    def _choose_policy(self) -> Policy[Any, Any]:
+        """The request's policy, or what its pace makes of the time that is left."""
+        if self.request.pace is None or self.request.deadline is None:
+            return self.request.policy
+        chunks = -(-(len(self.request.actions) - self._frame) // self.model.info.chunk_frames)
+        return self.request.pace(chunks, self.request.deadline - time.monotonic())
+
     def _finish_chunk(self, denoiser: ChunkDenoiser) -> None:
-        began = time.perf_counter()
-        frames = self.model.decode(denoiser.latent)
-        self._stats = replace(
-            self._stats, decode_seconds=self._stats.decode_seconds + time.perf_counter() - began
-        )
-        if self._stats.first_frame_seconds is None:
-            self._stats = replace(self._stats, first_frame_seconds=time.monotonic() - self.submitted)
+        """Hand the chunk over to be decoded, and go on with the next one from its latent."""
         wanted = min(self.model.info.chunk_frames, len(self.request.actions) - self._frame)
-        stats = denoiser.stats(len(self._chunks))
-        self._chunks.append(stats)
-        self.listener(
-            ChunkFinished(self._frame, {name: array[:wanted] for name, array in frames.items()}, stats)
-        )
-        actions = self._chunk_actions()
+        index = self._frame // self.model.info.chunk_frames
+        latent, actions = denoiser.latent, self._chunk_actions()
+        self._later(partial(self._hand_out, denoiser, latent, index, self._frame, wanted))
         self._frame += wanted
         self._denoiser = None
         if not self.done:
-            self._context = self.model.advance(self._context, denoiser.latent, actions)
+            self._context = self.model.advance(self._context, latent, actions)
             self._begin_chunk()
+
+    def _hand_out(
+        self, denoiser: ChunkDenoiser, latent: Tensor, index: int, first_frame: int, wanted: int
+    ) -> None:
+        """Decode a chunk and tell the listener; a failure waits for the engine to notice it."""
+        output = self._output
+        if self._dropped or output.failure is not None:
+            return
+        try:
+            began = time.perf_counter()
+            frames = self.model.decode(latent)
+            output.decode_seconds += time.perf_counter() - began
+            stats = denoiser.stats(index)
+        except Exception as error:
+            logger.error("a chunk cannot be decoded", exc_info=error)
+            output.failure = error
+            return
+        if output.first_frame_seconds is None:
+            output.first_frame_seconds = time.monotonic() - self.submitted
+        output.chunks.append(stats)
+        kept = {name: array[:wanted] for name, array in frames.items()}
+        self.listener(ChunkFinished(first_frame, kept, stats))
+
+    def _say_end(self, status: str, error: Exception | None) -> None:
+        output = self._output
+        if status == "succeeded" and output.failure is not None:
+            status, error = "failed", output.failure
+        stats = replace(
+            self._stats,
+            chunks=tuple(output.chunks),
+            first_frame_seconds=output.first_frame_seconds,
+            decode_seconds=output.decode_seconds,
+            latency_seconds=time.monotonic() - self.submitted,
+        )
+        self.listener(RolloutEnded(status, stats, error))

@@ -1,4 +1,4 @@
-"""The engine's own thread: the only place where torch runs while the service is up."""
+"""The engine's own thread: with the one that decodes, the only place where torch runs in the service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from worldcache.engine.decode import DecodeThread
 from worldcache.engine.engine import Engine
 from worldcache.engine.rollout import Listener, Rollout, RolloutRequest
 from worldcache.errors import WorldCacheError
@@ -24,16 +25,19 @@ class EngineThread:
 
     Args:
         engine: not to be touched by anyone else from now on.
+        decoder: the thread that the engine hands finished chunks to, started and closed with this one.
         name: of the thread.
     """
 
-    def __init__(self, engine: Engine, name: str = "engine") -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, decoder: DecodeThread | None = None, name: str = "engine") -> None:
+        self._engine, self._decoder = engine, decoder
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._closed = threading.Event()
 
     def start(self) -> None:
+        if self._decoder is not None:
+            self._decoder.start()
         self._thread.start()
 
     def submit(self, model: WorldModel, request: RolloutRequest, listener: Listener) -> Rollout:
@@ -81,6 +85,8 @@ class EngineThread:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
+        if self._decoder is not None:
+            self._decoder.close(timeout)
 
     def _run(self) -> None:
         while self._serve_inbox():

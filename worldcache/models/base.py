@@ -101,6 +101,11 @@ class WorldModel(ABC):
     def token_layout(self) -> TokenLayout:
         """The tokens of one branch."""
 
+    @property
+    @abstractmethod
+    def token_width(self) -> int:
+        """Numbers in a token, d."""
+
     @abstractmethod
     def to_tokens(self, output: Tensor) -> Tensor:
         """``[B, *latent.shape]`` as tokens ``[B * N, d]``, the modalities padded to one width."""

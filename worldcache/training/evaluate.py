@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from worldcache.core import ChunkFinished, Frames, Observation, RolloutEnded, RolloutEvent
-from worldcache.engine.engine import Engine
+from worldcache.engine.engine import Engine, Limits
 from worldcache.engine.rollout import Rollout, RolloutRequest
 from worldcache.models.base import WorldModel
 from worldcache.policies.registry import AnyPolicy
@@ -82,7 +82,7 @@ def generate(
         observe: what of a sample's observation the model is given.
         progress: told how many rollouts have ended since it was last told.
     """
-    engine = Engine(max_batch=max_batch)
+    engine = Engine(Limits(max_batch=max_batch))
     events: list[list[RolloutEvent]] = [[] for _ in samples]
     for index, sample in enumerate(samples):
         request = RolloutRequest(

@@ -192,6 +192,10 @@ class DoomWorldModel(WorldModel):
         patches = self.transformer.groups * self._patches_per_group
         return TokenLayout(("rgb", "depth"), (patches, patches))
 
+    @property
+    def token_width(self) -> int:
+        return int(3 * self.transformer.config.patch_time * self.transformer.config.patch**2)
+
     def to_tokens(self, output: Tensor) -> Tensor:
         time = self.transformer.config.patch_time
         rgb, depth = (

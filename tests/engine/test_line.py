@@ -1,0 +1,111 @@
+"""Who goes first."""
+
+from __future__ import annotations
+
+from tests.engine.listening import Listener, finish, request, submit
+from tests.toy import ToyWorldModel
+from worldcache.core import RolloutStarted
+from worldcache.engine.engine import Engine, Limits, Tick
+from worldcache.engine.line import WaitingLine
+from worldcache.engine.rollout import Priority, Rollout
+
+
+def rollout(client: str, priority: Priority = Priority.STANDARD) -> Rollout:
+    return Rollout(ToyWorldModel(), request(client=client, priority=priority), Listener())
+
+
+def served(line: WaitingLine) -> list[Rollout]:
+    order = []
+    while (first := line.next()) is not None:
+        assert line.remove(first)
+        order.append(first)
+    return order
+
+
+def test_clients_take_turns() -> None:
+    line, sent = WaitingLine(), {}
+    for name in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        sent[name] = rollout(name[0])
+        line.add(sent[name])
+    assert len(line) == 6
+    names = {id(one): name for name, one in sent.items()}
+    assert [names[id(one)] for one in served(line)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert len(line) == 0
+
+
+def test_the_urgent_go_first() -> None:
+    line = WaitingLine()
+    waiting = [rollout("a", priority) for priority in (Priority.IDLE, Priority.BACKGROUND, Priority.STANDARD)]
+    urgent = rollout("a", Priority.INTERACTIVE)
+    for one in (*waiting, urgent):
+        line.add(one)
+    assert served(line) == [urgent, *reversed(waiting)]
+
+
+def test_one_that_leaves_the_middle_costs_its_client_no_turn() -> None:
+    line = WaitingLine()
+    a1, a2, b1 = rollout("a"), rollout("a"), rollout("b")
+    for one in (a1, a2, b1):
+        line.add(one)
+    assert line.remove(a2)
+    assert not line.remove(a2)
+    assert served(line) == [a1, b1]
+
+
+def test_a_flood_of_one_client_does_not_hold_up_another() -> None:
+    engine, model = Engine(Limits(max_active=1)), ToyWorldModel()
+    flood = submit(engine, model, *(request(frames=4, steps=2, client="a") for _ in range(10)))
+    ((_, other),) = submit(engine, model, request(frames=4, steps=2, client="b"))
+    while not other.ended.is_set():
+        engine.tick()
+    assert sum(listener.ended.is_set() for _, listener in flood) <= 1
+
+
+def test_urgent_rows_come_first_when_a_batch_is_too_small_for_all() -> None:
+    model, engine = ToyWorldModel(), Engine(Limits(max_batch=2))
+    slow = submit(engine, model, *(request(frames=4, steps=6) for _ in range(4)))
+    ((_, urgent),) = submit(engine, model, request(frames=4, steps=6, priority=Priority.INTERACTIVE))
+    for _ in range(6):
+        engine.tick()
+    assert urgent.ended.is_set()
+    assert not any(listener.ended.is_set() for _, listener in slow)
+
+
+def test_idle_rollouts_are_computed_only_when_nothing_else_is() -> None:
+    model, ticks = ToyWorldModel(), list[Tick]()
+    engine = Engine(Limits(max_active=1), ticks.append)
+    ((_, idle),) = submit(engine, model, request(frames=4, steps=8, priority=Priority.IDLE))
+    engine.tick()
+    assert isinstance(idle.events[0], RolloutStarted)
+    (normal,) = [listener for _, listener in submit(engine, model, request(frames=4, steps=5))]
+    for _ in range(5):
+        engine.tick()
+    assert normal.end.status == "succeeded"
+    assert [tick.rows for tick in ticks] == [1] * 6  # they never shared a call
+    while not engine.idle:
+        engine.tick()
+    assert idle.end.status == "succeeded"
+
+
+def test_what_runs_at_once_stays_within_the_memory() -> None:
+    model = ToyWorldModel()
+    need = Rollout(model, request("taylor"), Listener()).memory_bytes
+    ticks: list[Tick] = []
+    finish(Engine(Limits(max_bytes=2 * need), ticks.append), model, *(request("taylor") for _ in range(5)))
+    assert max(tick.rows for tick in ticks) == 2
+    ticks.clear()
+    listeners = finish(Engine(Limits(max_bytes=1), ticks.append), model, request(), request())
+    assert {tick.rows for tick in ticks} == {1}
+    assert [listener.end.status for listener in listeners] == ["succeeded"] * 2
+
+
+def test_guidance_and_longer_memories_need_more() -> None:
+    model = ToyWorldModel()
+
+    def need(policy: str, **more: float) -> int:
+        return Rollout(model, request(policy, **more), Listener()).memory_bytes
+
+    output = 4 * 16 * 48 * 64
+    assert need("none") == 5 * output
+    assert need("worldcache") == 7 * output
+    assert need("worldcache", guidance_scale=3.0) == 10 * output
