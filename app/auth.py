@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -14,6 +15,21 @@ from app.errors import error_response
 
 ANYONE = "anyone"
 """The owner of everything while no keys are configured."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Where a request comes from.
+
+    Attributes:
+        owner: who may see what it makes.
+        client: who takes turns with others: the owner, or an address while nobody needs a key.
+        arrived: by ``time.monotonic()``.
+    """
+
+    owner: str
+    client: str
+    arrived: float
 
 
 class ApiKeys:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.auth import ANYONE, Caller
 from app.dispatcher import InProcessDispatcher
 from app.errors import NotFound
 from app.metrics import Metrics
@@ -43,6 +44,14 @@ def get_owner(request: Request) -> str:
 
 
 Owner = Annotated[str, Depends(get_owner)]
+
+
+def get_caller(request: Request, owner: Owner) -> Caller:
+    address = request.client.host if request.client else ""
+    return Caller(owner, address if owner == ANYONE else owner, request.state.arrived)
+
+
+FromCaller = Annotated[Caller, Depends(get_caller)]
 
 
 async def get_rollout(rollout_id: str, services: AppServices, owner: Owner) -> RolloutRecord:

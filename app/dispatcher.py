@@ -1,24 +1,29 @@
-"""Between the routes and the engine: submit a rollout, follow its events, cancel it.
+"""Between the routes and the engine: submit a rollout, follow its events, cancel it, say what it would take.
 
-The routes know the protocol and not what is behind it. Here that is an engine thread of this process.
+The routes know the protocol and not what is behind it. Here that is one engine thread for each device of
+this process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 import torch
 
-from app.errors import Unavailable
-from worldcache.core import RolloutEnded, RolloutEvent
+from app.errors import ApiError, Unavailable
+from worldcache.core import ChunkFinished, RolloutEnded, RolloutEvent, RolloutStarted, RolloutStats
+from worldcache.engine.cost import CostModel, Work
 from worldcache.engine.decode import DecodeThread
 from worldcache.engine.engine import Engine, Limits, Tick
-from worldcache.engine.rollout import Rollout, RolloutRequest
+from worldcache.engine.rollout import Priority, Rollout, RolloutRequest
 from worldcache.engine.thread import EngineThread
 from worldcache.models.base import WorldModel
+from worldcache.policies.registry import AnyPolicy
 
 ResultT = TypeVar("ResultT")
 
@@ -44,30 +49,92 @@ class Dispatcher(Protocol):
         """Accept a rollout.
 
         Raises:
-            Unavailable: 503 while the queue is full.
+            Unavailable: 503 while the line is full.
+            ApiError: 429 while the client's own part of it is.
         """
+
+    def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:
+        """Seconds until a rollout would end if it came now, with so many FULL steps a chunk.
+
+        ``None`` while nothing is known of the model.
+        """
+
+    def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
+        """FULL steps a chunk that the request's policy is expected to take; all of them if unknown."""
+
+
+class FullShares:
+    """Share of FULL steps by model and policy, as finished rollouts had it.
+
+    Args:
+        most: choices of parameters that are remembered, the latest used ones.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self._most = most
+        self._shares: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+
+    def learn(self, model: str, policy: AnyPolicy, stats: RolloutStats) -> None:
+        """Remember what a finished rollout took."""
+        key = _key(model, policy)
+        self._shares[key] = 1 - stats.skip_ratio
+        self._shares.move_to_end(key)
+        if len(self._shares) > self._most:
+            self._shares.popitem(last=False)
+
+    def get(self, model: str, policy: AnyPolicy) -> float:
+        """The latest share; 1 if none is known."""
+        return self._shares.get(_key(model, policy), 1.0)
+
+
+def _key(model: str, policy: AnyPolicy) -> tuple[str, str, str]:
+    return model, policy.name, policy.config.model_dump_json()
 
 
 class InProcessJob:
-    """A rollout on this process's engine thread. Its events cross to the event loop one by one."""
+    """A rollout on this process's engine thread. Its events cross to the event loop one by one.
 
-    def __init__(self, thread: EngineThread, ended: Callable[[], None]) -> None:
+    Attributes:
+        request: what was asked for.
+        started: whether it has left the line.
+    """
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        work: Work,
+        chunks: int,
+        ended: Callable[[InProcessJob, RolloutEnded], None],
+    ) -> None:
         self._thread, self._ended = thread, ended
+        self._work, self._chunks, self._chunks_done = work, chunks, 0
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[RolloutEvent] = asyncio.Queue()
         self._rollout: Rollout | None = None
+        self.started = False
 
     def start(self, model: WorldModel, request: RolloutRequest) -> None:
+        self.request = request
         self._rollout = self._thread.submit(model, request, self._hear)
 
+    @property
+    def work(self) -> Work:
+        """What is left of it, chunk by chunk."""
+        left = 1 - self._chunks_done / self._chunks
+        return Work(self._work.model, self._work.rows, self._work.calls * left)
+
     def _hear(self, event: RolloutEvent) -> None:
-        """Runs on the engine's thread."""
+        """Runs on the engine's threads."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver, event)
 
     def _deliver(self, event: RolloutEvent) -> None:
-        if isinstance(event, RolloutEnded):
-            self._ended()
+        if isinstance(event, RolloutStarted):
+            self.started = True
+        elif isinstance(event, ChunkFinished):
+            self._chunks_done += 1
+        else:
+            self._ended(self, event)
         self._queue.put_nowait(event)
 
     async def events(self) -> AsyncIterator[RolloutEvent]:
@@ -83,9 +150,26 @@ class InProcessJob:
             self._thread.cancel(self._rollout)
 
 
-def _make_thread(device: str, limits: Limits, observer: Callable[[Tick], None]) -> EngineThread:
-    decoder = DecodeThread(torch.device(device), name=f"decode-{device}")
-    return EngineThread(Engine(limits, observer, decoder.submit), decoder, name=f"engine-{device}")
+class _Lane:
+    """One device: its threads, what its ticks take, what runs and waits there, in order of arrival."""
+
+    def __init__(self, device: str, limits: Limits, observer: Callable[[Tick], None]) -> None:
+        self.cost = CostModel()
+
+        def observe(tick: Tick) -> None:
+            self.cost.observe(tick)
+            observer(tick)
+
+        decoder = DecodeThread(torch.device(device), name=f"decode-{device}")
+        engine = Engine(limits, observe, decoder.submit)
+        self.thread = EngineThread(engine, decoder, name=f"engine-{device}")
+        self.jobs: list[InProcessJob] = []
+
+    def works(self, *, started: bool) -> list[Work]:
+        """What is left of the rollouts that run, or of those that wait; idle ones hold nobody up."""
+        return [
+            job.work for job in self.jobs if job.started == started and job.request.priority < Priority.IDLE
+        ]
 
 
 class InProcessDispatcher:
@@ -94,8 +178,9 @@ class InProcessDispatcher:
     Args:
         devices: names, as torch spells those of the models.
         limits: of each engine.
-        max_queue: most rollouts that wait behind the active ones.
-        retry_after: seconds that a refused client is asked to wait.
+        max_queue: most rollouts on a device that wait behind the active ones.
+        max_per_client: most rollouts of one client, waiting or active.
+        retry_after: seconds that a refused client is asked to wait while nothing has been measured.
         observer: told of every tick, on the engine's thread.
     """
 
@@ -105,47 +190,98 @@ class InProcessDispatcher:
         *,
         limits: Limits,
         max_queue: int,
+        max_per_client: int,
         retry_after: int,
         observer: Callable[[Tick], None],
     ) -> None:
-        self._threads = {device: _make_thread(device, limits, observer) for device in devices}
-        self._capacity, self._retry_after = limits.max_active + max_queue, retry_after
-        self._live = 0
+        self._lanes = {device: _Lane(device, limits, observer) for device in devices}
+        self._limits, self._capacity = limits, limits.max_active + max_queue
+        self._max_per_client, self._retry_after = max_per_client, retry_after
+        self._by_client: Counter[str] = Counter()
+        self._shares = FullShares()
 
     def start(self) -> None:
-        for thread in self._threads.values():
-            thread.start()
+        for lane in self._lanes.values():
+            lane.thread.start()
 
     @property
     def devices(self) -> tuple[str, ...]:
-        return tuple(self._threads)
+        return tuple(self._lanes)
 
     @property
     def alive(self) -> bool:
-        return all(thread.alive for thread in self._threads.values())
+        return all(lane.thread.alive for lane in self._lanes.values())
 
     @property
     def live(self) -> int:
-        return self._live
+        return sum(len(lane.jobs) for lane in self._lanes.values())
 
     def call(self, device: str, function: Callable[[], ResultT]) -> Future[ResultT]:
         """Run ``function`` where torch runs for a device."""
-        return self._threads[device].call(function)
+        return self._lanes[device].thread.call(function)
 
     def submit(self, model: WorldModel, request: RolloutRequest) -> Job:
-        if self._live >= self._capacity:
-            raise Unavailable(
-                "queue_full", "the server is full; try again later", retry_after=self._retry_after
-            )
-        job = InProcessJob(self._threads[str(model.device)], self._one_less)
-        self._live += 1
+        lane = self._lanes[str(model.device)]
+        if request.priority < Priority.IDLE:
+            self._check_room(lane, request.client)
+        chunks = _chunks(model, request)
+        work = _work(model, request, chunks * self.full_steps(model, request))
+
+        def ended(job: InProcessJob, event: RolloutEnded) -> None:
+            lane.jobs.remove(job)
+            self._by_client -= Counter([request.client])
+            if event.status == "succeeded":
+                self._shares.learn(model.info.id, request.policy, event.stats)
+
+        job = InProcessJob(lane.thread, work, chunks, ended)
+        lane.jobs.append(job)
+        self._by_client[request.client] += 1
         job.start(model, request)
         return job
 
-    def _one_less(self) -> None:
-        self._live -= 1
+    def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:
+        lane = self._lanes[str(model.device)]
+        mine = _work(model, request, _chunks(model, request) * full_steps)
+        waiting = [*lane.works(started=False), mine]
+        ends = lane.cost.end_times(lane.works(started=True), waiting, self._limits)
+        return None if ends is None else ends[-1]
+
+    def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
+        steps = request.num_inference_steps
+        budget = getattr(request.policy.config, "full_steps", None)
+        if budget is not None:
+            return float(min(budget, steps))
+        return steps * self._shares.get(model.info.id, request.policy)
 
     def close(self, timeout: float) -> None:
         """Stop the threads; blocks for as long as the backbone calls in flight, so not on the event loop."""
-        for thread in self._threads.values():
-            thread.close(timeout)
+        for lane in self._lanes.values():
+            lane.thread.close(timeout)
+
+    def _check_room(self, lane: _Lane, client: str) -> None:
+        """Refuse what the line, or the client's part of it, has no room for."""
+        if sum(job.request.priority < Priority.IDLE for job in lane.jobs) >= self._capacity:
+            message = "the server is full; try again later"
+            raise Unavailable("queue_full", message, retry_after=self._seconds_until_room(lane))
+        if self._by_client[client] >= self._max_per_client:
+            raise ApiError(
+                429,
+                "too_many_rollouts",
+                f"at most {self._max_per_client} rollouts of one client at a time; wait for some to end",
+                headers={"Retry-After": str(self._seconds_until_room(lane))},
+            )
+
+    def _seconds_until_room(self, lane: _Lane) -> int:
+        """When the first of those that run is expected to end, for Retry-After."""
+        ends = lane.cost.end_times(lane.works(started=True), (), self._limits)
+        if not ends:
+            return self._retry_after
+        return max(self._retry_after, math.ceil(min(ends)))
+
+
+def _chunks(model: WorldModel, request: RolloutRequest) -> int:
+    return -(-len(request.actions) // model.info.chunk_frames)
+
+
+def _work(model: WorldModel, request: RolloutRequest, calls: float) -> Work:
+    return Work(model.info.id, 1 if request.guidance_scale == 1.0 else 2, calls)

@@ -63,9 +63,9 @@ class Follower:
     async def _finish(self, record: RolloutRecord, event: RolloutEnded, frames: list[Frames]) -> None:
         """Write the last word on a rollout: statistics, error, frames."""
         status = event.status
-        if status == "failed":
+        if event.error is not None:
             record.error = _public_error(event.error)
-            logger.warning("rollout %s failed: %s", record.id, event.error)
+            logger.warning("rollout %s %s: %s", record.id, status, event.error)
         if status == "succeeded":
             try:
                 await self._keep_frames(record, frames)
@@ -73,6 +73,8 @@ class Follower:
                 logger.exception("the frames of rollout %s cannot be kept", record.id)
                 status, record.error = "failed", _public_error(error)
         record.stats, record.finished_at = event.stats, time.time()
+        if record.deadline_at is not None:
+            record.deadline_met = status == "succeeded" and record.finished_at <= record.deadline_at
         record.status = status
         self._metrics.rollout_ended(record.model, status, event.stats)
         await self._store.save(record)

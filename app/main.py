@@ -46,6 +46,7 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         settings.devices,
         limits=Limits(settings.max_batch, settings.max_active, settings.rollout_memory_bytes),
         max_queue=settings.max_queue,
+        max_per_client=settings.max_per_client,
         retry_after=settings.retry_after_seconds,
         observer=metrics.ticked,
     )

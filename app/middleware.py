@@ -31,7 +31,10 @@ def is_request_id(text: str) -> bool:
 
 
 class RequestIdMiddleware:
-    """Gives every request an id, the client's own if it is usable, and returns it in ``X-Request-ID``."""
+    """Gives every request an id, the client's own if it is usable, and returns it in ``X-Request-ID``.
+
+    Notes when it arrived, before its body is read: deadlines count from there.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -43,6 +46,7 @@ class RequestIdMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if is_request_id(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"]["arrived"] = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -11,7 +11,7 @@ from app.observations import read_observation
 from app.schemas import RolloutBody
 from app.settings import Settings
 from worldcache.core import ModelInfo
-from worldcache.engine.rollout import RolloutRequest
+from worldcache.engine.rollout import Priority, RolloutRequest
 from worldcache.errors import UnknownName
 from worldcache.policies.choose import choose_policy
 
@@ -66,4 +66,13 @@ class RequestReader:
             )
         )
         seed = secrets.randbits(63) if body.seed is None else body.seed
-        return RolloutRequest(observation, actions, policy, seed, steps, guidance)
+        return RolloutRequest(
+            observation,
+            actions,
+            policy,
+            seed,
+            steps,
+            guidance,
+            client=client,
+            priority=Priority[body.priority.upper()],
+        )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from dataclasses import dataclass, field
 
+from app.auth import Caller
+from app.deadlines import DeadlinePlanner
 from app.dispatcher import Dispatcher, Job
 from app.errors import ApiError, Unavailable
 from app.follow import Follower
@@ -17,6 +20,7 @@ from app.schemas import RolloutBody
 from app.settings import Settings
 from app.store import RolloutRecord, Store
 from worldcache.errors import InvalidInput
+from worldcache.policies.registry import describe
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +54,13 @@ class RolloutService:
         self._settings, self._models = settings, models
         self._dispatcher, self.store, self._metrics = dispatcher, store, metrics
         self._requests, self._follower = RequestReader(settings), Follower(store, metrics)
+        self._deadlines = DeadlinePlanner(
+            dispatcher, fewest=settings.deadline_min_full_steps, margin=settings.deadline_margin
+        )
         self._live: dict[str, LiveRollout] = {}
         self.draining = False
 
-    async def create(self, body: RolloutBody, owner: str, rollout_id: str | None = None) -> RolloutRecord:
+    async def create(self, body: RolloutBody, caller: Caller, rollout_id: str | None = None) -> RolloutRecord:
         """Accept a rollout; it runs from here on.
 
         Raises:
@@ -64,7 +71,11 @@ class RolloutService:
                 raise Unavailable("draining", "the server is shutting down", retry_after=5)
             lease = await self._models.lease(body.model)
             try:
-                request = await self._requests.read(body, lease.model.info, owner)
+                request = await self._requests.read(body, lease.model.info, caller.client)
+                if body.deadline_ms is not None:
+                    deadline = caller.arrived + body.deadline_ms / 1000
+                    choose = body.cache is None or body.cache == "auto"
+                    request = self._deadlines.plan(lease.model, request, deadline, choose=choose)
                 job = self._dispatcher.submit(lease.model, request)
             except BaseException:
                 lease.release()
@@ -74,13 +85,16 @@ class RolloutService:
             raise
         record = RolloutRecord(
             id=rollout_id or new_rollout_id(),
-            owner=owner,
+            owner=caller.owner,
             model=body.model,
             policy=request.policy.name,
             seed=request.seed,
             frames=len(request.actions),
             output=body.output,
             metadata=body.metadata,
+            deadline_ms=body.deadline_ms,
+            deadline_at=None if request.deadline is None else _wall_clock(request.deadline),
+            chosen=None if request.deadline is None else describe(request.policy),
         )
         live = LiveRollout(record, job)
         self._live[record.id] = live
@@ -133,6 +147,11 @@ class RolloutService:
         finally:
             self._live.pop(live.record.id, None)
             lease.release()
+
+
+def _wall_clock(moment: float) -> float:
+    """A moment by ``time.monotonic()`` in seconds since the epoch."""
+    return time.time() + moment - time.monotonic()
 
 
 def new_rollout_id() -> str:

@@ -90,7 +90,16 @@ class RolloutBody(Body):
     )
     output: OutputBody = Field(default_factory=lambda: OutputBody.model_validate({}))
     stream: bool = Field(False, description="Not supported yet.")
-    deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False, description="Not supported yet.")
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Milliseconds from arrival, queueing included. Without cache, the best quality that "
+        "meets them is chosen; what cannot meet them is refused.",
+    )
+    priority: Literal["interactive", "standard", "background"] = Field(
+        "standard", description="What goes first; among equals, clients take turns."
+    )
     metadata: dict[ShortText, Annotated[str, StringConstraints(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="Kept with the rollout and returned with it."
     )
@@ -100,7 +109,7 @@ class RolloutBody(Body):
     def _not_yet(cls, value: Any) -> Any:
         """Fields of the contract that this version does not serve yet are refused by name."""
         if isinstance(value, dict):
-            for field, idle in (("stream", False), ("deadline_ms", None), ("conditioning", {})):
+            for field, idle in (("stream", False), ("conditioning", {})):
                 if value.get(field, idle) != idle:
                     raise PydanticCustomError(
                         "not_supported", "{field} is not supported yet; leave it out", {"field": field}

@@ -55,8 +55,19 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         64, ge=0, description="Most rollouts that wait for their turn; further ones are refused with 503."
     )
+    max_per_client: int = Field(
+        64, ge=1, description="Most rollouts of one client, waiting or running; further ones get 429."
+    )
+    deadline_min_full_steps: int = Field(
+        4, ge=1, description="Fewest computed steps a chunk that a deadline may be met with."
+    )
+    deadline_margin: float = Field(
+        0.15, ge=0, lt=1, description="Share of a deadline that is kept back for what cannot be foreseen."
+    )
     retry_after_seconds: int = Field(
-        1, ge=0, description="What Retry-After tells a client that was refused with 503."
+        1,
+        ge=0,
+        description="Least that Retry-After tells a client which was refused; more if more is expected.",
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="How long running rollouts may go on after the server was told to stop."

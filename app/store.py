@@ -24,6 +24,9 @@ class RolloutRecord:
     Attributes:
         owner: who may see it.
         error: ``{"code", "message"}`` once it failed.
+        deadline_ms: as the client gave it; ``deadline_at`` in seconds since the epoch.
+        deadline_met: known at the end.
+        chosen: the policy that the deadline was to be met with.
     """
 
     id: str
@@ -43,6 +46,10 @@ class RolloutRecord:
     queue_seconds: float = 0.0
     stats: RolloutStats | None = None
     error: dict[str, str] | None = None
+    deadline_ms: float | None = None
+    deadline_at: float | None = None
+    deadline_met: bool | None = None
+    chosen: str | None = None
 
     @property
     def live(self) -> bool:

@@ -79,6 +79,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
         "denoise_ms": seconds_to_ms(stats.denoise_seconds),
         "decode_ms": seconds_to_ms(stats.decode_seconds),
         "frames_per_second": frames_per_second,
+        **_deadline_json(record),
         "chunks": [
             {
                 "index": chunk.index,
@@ -91,6 +92,12 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
             for chunk in stats.chunks
         ],
     }
+
+
+def _deadline_json(record: RolloutRecord) -> dict[str, Any]:
+    if record.deadline_ms is None:
+        return {}
+    return {"deadline": {"ms": record.deadline_ms, "met": record.deadline_met, "chosen": record.chosen}}
 
 
 class Artifacts:

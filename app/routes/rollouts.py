@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.dependencies import AppServices, Owner, OwnRollout, Services
+from app.auth import Caller
+from app.dependencies import AppServices, FromCaller, Owner, OwnRollout, Services
 from app.errors import ApiError
 from app.media import MEDIA_TYPES
 from app.rollouts import new_rollout_id
@@ -29,7 +30,7 @@ async def create_rollout(
     body: RolloutBody,
     request: Request,
     services: AppServices,
-    owner: Owner,
+    caller: FromCaller,
     prefer: Annotated[str | None, Header()] = None,
     accept: Annotated[str | None, Header()] = None,
     idempotency_key: IdempotencyKey = None,
@@ -42,7 +43,7 @@ async def create_rollout(
     if "text/event-stream" in (accept or "").lower():
         message = "streaming is not supported yet; poll with Prefer: respond-async"
         raise ApiError(422, "not_supported", message, param="stream")
-    record = await _create_once(body, services, owner, idempotency_key)
+    record = await _create_once(body, services, caller, idempotency_key)
     info = _info(services, record)
     location = {"Location": f"/v1/rollouts/{record.id}"}
     if prefer and "respond-async" in prefer.lower():
@@ -51,6 +52,8 @@ async def create_rollout(
         return JSONResponse(rollout_json(record, info), 202, headers=headers)
     await _wait(record, request, services, idempotency_key)
     if record.status == "cancelled":
+        if record.error is not None:
+            raise ApiError(504, record.error["code"], record.error["message"], param="deadline_ms")
         raise ApiError(409, "rollout_cancelled", f"rollout {record.id} was cancelled")
     if record.status == "failed":
         error = record.error or {}
@@ -172,22 +175,24 @@ def _wanted_video(accept: str | None) -> str | None:
     return None
 
 
-async def _create_once(body: RolloutBody, services: Services, owner: str, key: str | None) -> RolloutRecord:
+async def _create_once(
+    body: RolloutBody, services: Services, caller: Caller, key: str | None
+) -> RolloutRecord:
     """A new rollout, or the one that an idempotency key already stands for."""
     if key is None:
-        return await services.rollouts.create(body, owner)
+        return await services.rollouts.create(body, caller)
     canonical = json.dumps(body.model_dump(), sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     rollout_id = new_rollout_id()
-    known_digest, known_id = await services.store.claim_key(owner, key, digest, rollout_id)
+    known_digest, known_id = await services.store.claim_key(caller.owner, key, digest, rollout_id)
     if known_digest != digest:
         message = "this Idempotency-Key was used with another body; use a new key"
         raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")
     if known_id == rollout_id:
         try:
-            return await services.rollouts.create(body, owner, rollout_id)
+            return await services.rollouts.create(body, caller, rollout_id)
         except Exception:
-            await services.store.release_key(owner, key)
+            await services.store.release_key(caller.owner, key)
             raise
     for _ in range(100):
         record = await services.store.get(known_id)

@@ -20,5 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def as_rollout_error(error: Exception) -> Exception:
     """The error that a rollout ends with: missing memory has a name, anything else stays what it is."""
     if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
-        return OutOfMemory(f"no memory for this rollout, not even alone; make it smaller: {error}")
+        named = OutOfMemory("there is no memory for this rollout, not even alone; make it smaller")
+        named.__cause__ = error
+        return named
     return error

@@ -34,6 +34,12 @@ def policy_names() -> tuple[str, ...]:
     return tuple(_CLASSES)
 
 
+def describe(policy: AnyPolicy) -> str:
+    """A policy in words, with the parameters that were set: ``forecast, full_steps 7``."""
+    given = policy.config.model_dump(exclude_unset=True)
+    return ", ".join([policy.name, *(f"{name} {value}" for name, value in given.items())])
+
+
 def get_policy_class(name: str) -> type[AnyPolicy]:
     """The class registered as ``name``.
 
