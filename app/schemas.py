@@ -89,7 +89,7 @@ class RolloutBody(Body):
         "preset if left out.",
     )
     output: OutputBody = Field(default_factory=lambda: OutputBody.model_validate({}))
-    stream: bool = Field(False, description="Not supported yet.")
+    stream: bool = Field(False, strict=True, description="Answer with server-sent events.")
     deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False, description="Not supported yet.")
     metadata: dict[ShortText, Annotated[str, StringConstraints(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="Kept with the rollout and returned with it."
@@ -100,7 +100,7 @@ class RolloutBody(Body):
     def _not_yet(cls, value: Any) -> Any:
         """Fields of the contract that this version does not serve yet are refused by name."""
         if isinstance(value, dict):
-            for field, idle in (("stream", False), ("deadline_ms", None), ("conditioning", {})):
+            for field, idle in (("deadline_ms", None), ("conditioning", {})):
                 if value.get(field, idle) != idle:
                     raise PydanticCustomError(
                         "not_supported", "{field} is not supported yet; leave it out", {"field": field}
