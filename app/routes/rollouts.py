@@ -43,8 +43,8 @@ async def create_rollout(
     Answers when the rollout has finished, with the rollout object, or with the video itself if
     `Accept: video/mp4` (or `image/webp`) was sent. With `Prefer: respond-async` it answers 202 at once.
     With `Accept: text/event-stream` or `stream` it sends the rollout's events as they happen: see
-    `GET /v1/rollouts/{rollout_id}/events`. A rollout ends when the last client that waits for it or reads
-    its stream goes away, unless `Prefer: respond-async` was sent.
+    `GET /v1/rollouts/{rollout_id}/events`. A rollout is cancelled when the last client of this route that
+    waits for it goes away, unless `Prefer: respond-async` was sent.
     """
     record = await _create_once(body, services, owner, idempotency_key)
     info = _info(services, record)
