@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.npz import FrameFile
 from worldcache.core import Frames, Modality
 
 Pixels = NDArray[np.uint8]
@@ -37,8 +38,8 @@ def to_npz(frames: Frames) -> bytes:
 
 def from_npz(data: bytes) -> dict[str, NDArray[Any]]:
     """What :func:`to_npz` wrote."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    file = FrameFile(data)
+    return {name: file.all(name) for name in file.modalities}
 
 
 def to_pixels(values: NDArray[Any], modality: Modality) -> Pixels:

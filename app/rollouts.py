@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from app.auth import Caller
@@ -31,7 +33,7 @@ class LiveRollout:
 
     Attributes:
         task: follows the job's events.
-        waiters: requests that wait for the end.
+        waiters: clients that wait for the end.
         detached: it was asked for asynchronously, so it goes on although nobody waits.
     """
 
@@ -40,9 +42,16 @@ class LiveRollout:
     task: asyncio.Task[None] = field(init=False)
     waiters: int = 0
     detached: bool = False
+    _change: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def changed(self) -> None:
-        """The record has changed."""
+        """The record has changed: wake everyone who waits for that."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def change(self) -> None:
+        """Return at the next change."""
+        await self._change.wait()
 
 
 class RolloutService:
@@ -105,11 +114,27 @@ class RolloutService:
     async def wait(self, record: RolloutRecord) -> None:
         """Return once the rollout has ended."""
         live = self._live.get(record.id)
+        if live is not None:
+            await asyncio.shield(live.task)
+
+    async def change(self, record: RolloutRecord) -> bool:
+        """Return at the next change of the record; False at once if there will be none."""
+        live = self._live.get(record.id)
+        if live is None or not record.live:
+            return False
+        await live.change()
+        return True
+
+    @contextmanager
+    def waiting(self, record: RolloutRecord) -> Iterator[None]:
+        """Count as a client that waits for the end."""
+        live = self._live.get(record.id)
         if live is None:
+            yield
             return
         live.waiters += 1
         try:
-            await asyncio.shield(live.task)
+            yield
         finally:
             live.waiters -= 1
 
@@ -147,6 +172,7 @@ class RolloutService:
         finally:
             self._live.pop(live.record.id, None)
             lease.release()
+            live.changed()
 
 
 def _wall_clock(moment: float) -> float:

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         16 * 2**20, ge=1, description="Most pixels of an observation's image, checked before it is decoded."
     )
+    stream_keepalive_seconds: float = Field(
+        15.0, gt=0, description="Silence after which an event stream sends a comment, so that it stays open."
+    )
 
     video_min_height: int = Field(
         240,

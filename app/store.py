@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +24,7 @@ class RolloutRecord:
 
     Attributes:
         owner: who may see it.
+        chunk_ends: how many frames there were after each finished chunk.
         error: ``{"code", "message"}`` once it failed.
         deadline_ms: as the client gave it; ``deadline_at`` in seconds since the epoch.
         deadline_met: known at the end.
@@ -41,8 +43,8 @@ class RolloutRecord:
     started_at: float | None = None
     finished_at: float | None = None
     status: str = "queued"
-    frames_done: int = 0
     chunks: list[ChunkStats] = field(default_factory=list)
+    chunk_ends: list[int] = field(default_factory=list)
     queue_seconds: float = 0.0
     stats: RolloutStats | None = None
     error: dict[str, str] | None = None
@@ -54,6 +56,18 @@ class RolloutRecord:
     @property
     def live(self) -> bool:
         return self.status in LIVE
+
+    @property
+    def frames_done(self) -> int:
+        return self.chunk_ends[-1] if self.chunk_ends else 0
+
+    def chunk_of(self, frame: int) -> int:
+        """The chunk that a finished frame belongs to."""
+        return bisect_right(self.chunk_ends, frame)
+
+    def chunk_frames(self, chunk: int) -> range:
+        """The frames of a finished chunk."""
+        return range(self.chunk_ends[chunk - 1] if chunk else 0, self.chunk_ends[chunk])
 
 
 class Store(Protocol):
@@ -76,8 +90,10 @@ class Store(Protocol):
     ) -> list[RolloutRecord]:
         """An owner's rollouts, newest first, at most ``limit``, from behind ``after`` on."""
 
-    async def put_artifact(self, rollout_id: str, name: str, data: bytes) -> None:
-        """Keep bytes under a name, for as long as the rollout."""
+    async def put_artifact(
+        self, rollout_id: str, name: str, data: bytes, *, replacing: Sequence[str] = ()
+    ) -> None:
+        """Keep bytes under a name, for as long as the rollout, and let go of other names at that moment."""
 
     async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
         """The bytes kept under this name."""
@@ -92,9 +108,11 @@ class Store(Protocol):
 class InMemoryStore:
     """The default store: gone with the process, bounded in number, bytes and age.
 
+    Live rollouts are never dropped. Their artifacts count, so finished rollouts make room for them.
+
     Args:
         max_rollouts: most finished rollouts; the oldest go first.
-        max_bytes: most bytes of artifacts of finished rollouts.
+        max_bytes: most bytes of artifacts; only live rollouts can exceed it.
         ttl_seconds: age at which a finished rollout goes.
         clock: seconds since the epoch.
     """
@@ -139,10 +157,14 @@ class InMemoryStore:
             mine = mine[ids.index(after) + 1 :] if after in ids else []
         return [r for r in mine if status is None or r.status == status][:limit]
 
-    async def put_artifact(self, rollout_id: str, name: str, data: bytes) -> None:
+    async def put_artifact(
+        self, rollout_id: str, name: str, data: bytes, *, replacing: Sequence[str] = ()
+    ) -> None:
         kept = self._artifacts.get(rollout_id)
         if kept is not None:
-            self._bytes += len(data) - len(kept.get(name, b""))
+            for old in (name, *replacing):
+                self._bytes -= len(kept.pop(old, b""))
+            self._bytes += len(data)
             kept[name] = data
             self._evict(keep=rollout_id)
 

@@ -9,10 +9,12 @@ from typing import Any
 from anyio import to_thread
 
 from app.errors import ApiError
+from app.frames import FrameReader
 from app.media import MEDIA_TYPES, encode_picture, encode_video, enlarge, from_npz, to_pixels
 from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
 from app.store import NPZ, RolloutRecord, Store
-from worldcache.core import Modality, ModelInfo, RolloutStats
+from worldcache.core import ChunkStats, Modality, ModelInfo, RolloutStats
+from worldcache.errors import DeadlineExceeded
 
 
 def rollout_json(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
@@ -80,17 +82,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
         "decode_ms": seconds_to_ms(stats.decode_seconds),
         "frames_per_second": frames_per_second,
         **_deadline_json(record),
-        "chunks": [
-            {
-                "index": chunk.index,
-                "decisions": chunk.decisions,
-                "token_classes": chunk.token_classes,
-                "drift": chunk.drift,
-                "fallbacks": chunk.fallbacks,
-                "modalities": {name: asdict(stats) for name, stats in chunk.modalities.items()},
-            }
-            for chunk in stats.chunks
-        ],
+        "chunks": [chunk_json(chunk) for chunk in stats.chunks],
     }
 
 
@@ -100,11 +92,51 @@ def _deadline_json(record: RolloutRecord) -> dict[str, Any]:
     return {"deadline": {"ms": record.deadline_ms, "met": record.deadline_met, "chosen": record.chosen}}
 
 
+def chunk_json(chunk: ChunkStats) -> dict[str, Any]:
+    """How one chunk was denoised."""
+    return {
+        "index": chunk.index,
+        "decisions": chunk.decisions,
+        "token_classes": chunk.token_classes,
+        "drift": chunk.drift,
+        "fallbacks": chunk.fallbacks,
+        "modalities": {name: asdict(stats) for name, stats in chunk.modalities.items()},
+    }
+
+
+def rollout_error(record: RolloutRecord) -> ApiError:
+    """Why a rollout that ended has not succeeded."""
+    error = record.error or {}
+    if error.get("code") == DeadlineExceeded.code:
+        return ApiError(504, error["code"], error["message"], param="deadline_ms")
+    if record.status == "cancelled":
+        return ApiError(409, "rollout_cancelled", f"rollout {record.id} was cancelled")
+    return ApiError(
+        422 if "param" in error else 500,
+        error.get("code", "rollout_failed"),
+        error.get("message", "the rollout failed"),
+        param=error.get("param"),
+    )
+
+
+def count_scale(modality: Modality, format: str) -> float | None:
+    """What a count of a map's 16-bit PNG is in the modality's unit; ``None`` for other pictures."""
+    return modality.high / 65535 if modality.channels == 1 and format == "png" else None
+
+
 class Artifacts:
-    """Makes the files of a finished rollout from its frames; videos are kept once they are made."""
+    """Makes a rollout's files from its frames; videos are kept once they are made."""
 
     def __init__(self, store: Store, record: RolloutRecord, info: ModelInfo, min_height: int) -> None:
         self._store, self._record, self._info, self._min_height = store, record, info, min_height
+        self._frames = FrameReader(store, record)
+
+    async def rollout(self) -> dict[str, Any]:
+        """The rollout object, the artifacts of a finished one inline if the request asked for that."""
+        answer = rollout_json(self._record, self._info)
+        if self._record.output.inline and self._record.status == "succeeded":
+            answer["artifacts"]["inline"] = await self.inline()
+        return answer
 
     async def npz(self) -> bytes:
         """``frames.npz``.
@@ -112,11 +144,9 @@ class Artifacts:
         Raises:
             ApiError: 409 if the rollout has not finished or has no frames.
         """
-        if self._record.live:
-            raise ApiError(409, "not_finished", "the rollout has not finished; look again later")
-        data = await self._store.get_artifact(self._record.id, NPZ)
+        data = None if self._record.live else await self._store.get_artifact(self._record.id, NPZ)
         if data is None:
-            raise ApiError(409, "no_frames", f"the rollout {self._record.status}: it has no frames")
+            raise self._not_there()
         return data
 
     async def video(self, modality: str, format: str) -> bytes:
@@ -138,8 +168,23 @@ class Artifacts:
         return data
 
     async def picture(self, index: int, modality: str, format: str) -> bytes:
-        """One frame."""
-        return (await self._pictures(range(index, index + 1), modality, format))[0]
+        """One frame, also of a rollout that has not finished or that failed behind it.
+
+        Raises:
+            ApiError: there is no such frame, or not yet.
+        """
+        chosen, record = self._info.modality(modality, param="modality"), self._record
+        if not 0 <= index < record.frames:
+            message = f"the rollout has frames 0 to {record.frames - 1}"
+            raise ApiError(404, "unknown_frame", message, param="index")
+        if index >= record.frames_done:
+            raise self._not_there()
+        file, place = await self._frames.find(index)
+
+        def encode() -> bytes:
+            return encode_picture(file.read(modality, place, place + 1)[0], chosen, format)
+
+        return await to_thread.run_sync(encode)
 
     async def inline(self) -> dict[str, Any]:
         """What the request asked for, as base64 by modality."""
@@ -154,23 +199,14 @@ class Artifacts:
         frames = range(self._record.frames)
         return {
             "frames": {
-                name: [_base64(data, format) for data in await self._pictures(frames, name, format)]
-                for name in names
+                name: [_base64(await self.picture(i, name, format), format) for i in frames] for name in names
             }
         }
 
-    async def _pictures(self, indices: range, modality: str, format: str) -> list[bytes]:
-        chosen: Modality = self._info.modality(modality, param="modality")
-        npz = await self.npz()
-        if not 0 <= indices.start < indices.stop <= self._record.frames:
-            message = f"the rollout has frames 0 to {self._record.frames - 1}"
-            raise ApiError(404, "unknown_frame", message, param="index")
-
-        def encode() -> list[bytes]:
-            values = from_npz(npz)[modality]
-            return [encode_picture(values[i], chosen, format) for i in indices]
-
-        return await to_thread.run_sync(encode)
+    def _not_there(self) -> ApiError:
+        if self._record.live:
+            return ApiError(409, "not_finished", "the rollout has not finished; look again later")
+        return ApiError(409, "no_frames", f"the rollout {self._record.status}: it does not have these frames")
 
 
 def _base64(data: bytes, format: str) -> dict[str, str]:

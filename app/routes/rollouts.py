@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -12,12 +14,14 @@ from fastapi.responses import JSONResponse
 
 from app.auth import Caller
 from app.dependencies import AppServices, FromCaller, Owner, OwnRollout, Services
-from app.errors import ApiError
+from app.errors import NO_HEADERS, ApiError, request_id_of
 from app.media import MEDIA_TYPES
 from app.rollouts import new_rollout_id
 from app.schemas import ListQuery, RolloutBody
 from app.store import RolloutRecord
-from app.views import Artifacts, modalities_of, rollout_json
+from app.streaming import EVENT_STREAM, EventStreamResponse, RolloutEvents, first_event_after
+from app.views import Artifacts, count_scale, modalities_of, rollout_error, rollout_json
+from app.waiting import attending, wait_for_end
 from worldcache.core import ModelInfo
 
 router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"])
@@ -39,41 +43,35 @@ async def create_rollout(
 
     Answers when the rollout has finished, with the rollout object, or with the video itself if
     `Accept: video/mp4` (or `image/webp`) was sent. With `Prefer: respond-async` it answers 202 at once.
+    With `Accept: text/event-stream` or `stream` it sends the rollout's events as they happen: see
+    `GET /v1/rollouts/{rollout_id}/events`. A rollout is cancelled when the last client of this route that
+    waits for it goes away, unless `Prefer: respond-async` was sent.
     """
-    if "text/event-stream" in (accept or "").lower():
-        message = "streaming is not supported yet; poll with Prefer: respond-async"
-        raise ApiError(422, "not_supported", message, param="stream")
     record = await _create_once(body, services, caller, idempotency_key)
     info = _info(services, record)
     location = {"Location": f"/v1/rollouts/{record.id}"}
+    applied: Mapping[str, str] = NO_HEADERS
     if prefer and "respond-async" in prefer.lower():
         services.rollouts.detach(record)
-        headers = {**location, "Preference-Applied": "respond-async"}
-        return JSONResponse(rollout_json(record, info), 202, headers=headers)
-    await _wait(record, request, services, idempotency_key)
-    if record.status == "cancelled":
-        if record.error is not None:
-            raise ApiError(504, record.error["code"], record.error["message"], param="deadline_ms")
-        raise ApiError(409, "rollout_cancelled", f"rollout {record.id} was cancelled")
-    if record.status == "failed":
-        error = record.error or {}
-        raise ApiError(
-            422 if "param" in error else 500,
-            error.get("code", "rollout_failed"),
-            error.get("message", "the rollout failed"),
-            param=error.get("param"),
-        )
+        applied = {"Preference-Applied": "respond-async"}
+    free_key = partial(_release_key, services, record, idempotency_key)
+    wanted = _wanted(accept)
+    if body.stream or wanted == "events":
+        events = _events(services, record, request).read()
+        attendance = attending(record, services.rollouts, free_key)
+        return EventStreamResponse(record, events, applied, attendance)
+    if applied:
+        return JSONResponse(rollout_json(record, info), 202, headers={**location, **applied})
+    await wait_for_end(record, request, services.rollouts, free_key)
+    if record.status != "succeeded":
+        raise rollout_error(record)
     artifacts = _artifacts(services, record)
-    wanted = _wanted_video(accept)
     if wanted is not None:
         data = await artifacts.video(modalities_of(record, info)[0], wanted)
         skip_ratio = f"{record.stats.skip_ratio:.4f}" if record.stats else ""
         headers = {**location, "X-Rollout-ID": record.id, "X-Skip-Ratio": skip_ratio}
         return Response(data, media_type=MEDIA_TYPES[wanted], headers=headers)
-    answer = rollout_json(record, info)
-    if record.output.inline:
-        answer["artifacts"]["inline"] = await artifacts.inline()
-    return JSONResponse(answer, headers=location)
+    return JSONResponse(await artifacts.rollout(), headers=location)
 
 
 @router.get("")
@@ -95,10 +93,7 @@ async def list_rollouts(
 @router.get("/{rollout_id}")
 async def get_rollout(record: OwnRollout, services: AppServices) -> dict[str, Any]:
     """One rollout, live or finished."""
-    answer = rollout_json(record, _info(services, record))
-    if record.output.inline and record.status == "succeeded":
-        answer["artifacts"]["inline"] = await _artifacts(services, record).inline()
-    return answer
+    return await _artifacts(services, record).rollout()
 
 
 @router.delete("/{rollout_id}")
@@ -109,6 +104,26 @@ async def delete_rollout(record: OwnRollout, services: AppServices) -> dict[str,
         return rollout_json(record, _info(services, record))
     await services.store.remove(record.id)
     return {"id": record.id, "object": "rollout", "deleted": True}
+
+
+@router.get("/{rollout_id}/events", response_class=EventStreamResponse)
+async def get_events(
+    record: OwnRollout,
+    request: Request,
+    services: AppServices,
+    last_event_id: Annotated[str | None, Query(description="As the header, which goes first.")] = None,
+    last_event_id_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+) -> Response:
+    """The rollout's events, from the first or from behind `Last-Event-ID` on, live or afterwards.
+
+    `status`, then for each chunk its `frame`s as PNG (or JPEG if the output is) and the `chunk`'s statistics,
+    at the end `done` with the rollout or `error`.
+    """
+    if last_event_id_header is not None:
+        first = first_event_after(last_event_id_header, record, "Last-Event-ID")
+    else:
+        first = first_event_after(last_event_id, record, "last_event_id")
+    return EventStreamResponse(record, _events(services, record, request).read(first))
 
 
 @router.get("/{rollout_id}/video")
@@ -134,14 +149,17 @@ async def get_frame(
     modality: str | None = None,
     format: Literal["png", "jpeg"] = "png",
 ) -> Response:
-    """One frame at its own size; depth as PNG has 16 bits, `X-Depth-Scale` says what a count is."""
+    """One frame at its own size, as soon as its chunk is done.
+
+    Depth as PNG has 16 bits; `X-Depth-Scale` says what a count is.
+    """
     info = _info(services, record)
     name = modality or modalities_of(record, info)[0]
     data = await _artifacts(services, record).picture(index, name, format)
     headers = {}
-    chosen = info.modality(name)
-    if chosen.channels == 1 and format == "png":
-        headers["X-Depth-Scale"] = f"{chosen.high / 65535:.9g}"
+    scale = count_scale(info.modality(name), format)
+    if scale is not None:
+        headers["X-Depth-Scale"] = f"{scale:.9g}"
     return Response(data, media_type=MEDIA_TYPES[format], headers=headers)
 
 
@@ -163,13 +181,25 @@ def _artifacts(services: Services, record: RolloutRecord) -> Artifacts:
     return Artifacts(services.store, record, _info(services, record), services.settings.video_min_height)
 
 
-def _wanted_video(accept: str | None) -> str | None:
-    """The video format that an Accept header prefers to JSON."""
+def _events(services: Services, record: RolloutRecord, request: Request) -> RolloutEvents:
+    return RolloutEvents(
+        record,
+        _info(services, record),
+        services.store,
+        services.rollouts,
+        _artifacts(services, record),
+        keep_alive=services.settings.stream_keepalive_seconds,
+        request_id=request_id_of(request),
+    )
+
+
+def _wanted(accept: str | None) -> str | None:
+    """What an Accept header prefers to JSON: a video format or ``events``."""
+    offers = {MEDIA_TYPES["mp4"]: "mp4", MEDIA_TYPES["webp"]: "webp", EVENT_STREAM: "events"}
     for part in (accept or "").split(","):
         kind = part.partition(";")[0].strip().lower()
-        for name in ("mp4", "webp"):
-            if kind == MEDIA_TYPES[name]:
-                return name
+        if kind in offers:
+            return offers[kind]
         if kind in ("application/json", "*/*"):
             return None
     return None
@@ -202,28 +232,7 @@ async def _create_once(
     raise ApiError(409, "idempotency_key_in_use", "a request with this key is being accepted; try again")
 
 
-async def _wait(record: RolloutRecord, request: Request, services: Services, key: str | None) -> None:
-    """Wait for the end; the last client that goes away takes a synchronous rollout with it.
-
-    Its idempotency key is free again first, so that a retry makes a new rollout.
-    """
-    finished = asyncio.create_task(services.rollouts.wait(record))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({finished, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        finished.cancel()
-        await asyncio.wait({finished})
-        if services.rollouts.abandoned(record):
-            if key is not None:
-                await services.store.release_key(record.owner, key)
-            await services.rollouts.cancel(record)
-    if record.live:
-        raise ApiError(409, "client_closed_request", "the client closed the connection")
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _release_key(services: Services, record: RolloutRecord, key: str | None) -> None:
+    """Free an idempotency key, so that a retry makes a new rollout."""
+    if key is not None:
+        await services.store.release_key(record.owner, key)

@@ -71,7 +71,7 @@ BAD_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"output": {"format": "gif"}}, 422, "output.format"),
     ({"output": {"modalities": ["smell"]}}, 422, "output.modalities.0"),
     ({"output": {"fps": 0}}, 422, "output.fps"),
-    ({"stream": True}, 422, "stream"),
+    ({"stream": "yes"}, 422, "stream"),
     ({"deadline_ms": 0}, 422, "deadline_ms"),
     ({"observation": {}}, 422, "observation"),
     ({"observation": {"start": "nowhere"}}, 422, "observation.start"),
