@@ -24,7 +24,7 @@ from app.middleware import (
 )
 from app.models import ModelHost
 from app.rollouts import RolloutService
-from app.routes import health, models, rollouts
+from app.routes import health, models, rollouts, videos
 from app.settings import Settings
 from app.store import InMemoryStore
 from worldcache.models.base import WorldModel
@@ -87,6 +87,6 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, models, health):
+    for module in (rollouts, videos, models, health):
         app.include_router(module.router)
     return app
