@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import worldcache
+from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
 from app.dependencies import Services
 from app.dispatcher import InProcessDispatcher
@@ -61,7 +62,13 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         max_bytes=settings.store_max_bytes,
         ttl_seconds=settings.store_ttl_seconds,
     )
-    service = RolloutService(settings, host, dispatcher, store, metrics)
+    guard = PresetGuard(
+        settings.audit_floor_by_model,
+        window=settings.audit_window,
+        min_samples=settings.audit_min_samples,
+    )
+    auditor = Auditor(settings, guard, host, dispatcher, store, metrics)
+    service = RolloutService(settings, host, dispatcher, store, metrics, auditor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +77,7 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         try:
             yield
         finally:
+            await auditor.close()
             await service.drain(settings.drain_seconds)
             loading.cancel()
             await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)

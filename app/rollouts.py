@@ -7,6 +7,7 @@ import logging
 import uuid
 from dataclasses import dataclass, field
 
+from app.audit import Auditor, Choice
 from app.dispatcher import Dispatcher, Job
 from app.errors import ApiError, Unavailable
 from app.follow import Follower
@@ -16,6 +17,7 @@ from app.requests import RequestReader
 from app.schemas import RolloutBody
 from app.settings import Settings
 from app.store import RolloutRecord, Store
+from worldcache.engine.rollout import RolloutRequest
 from worldcache.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -45,9 +47,15 @@ class RolloutService:
     """Everything that the routes do with rollouts."""
 
     def __init__(
-        self, settings: Settings, models: ModelHost, dispatcher: Dispatcher, store: Store, metrics: Metrics
+        self,
+        settings: Settings,
+        models: ModelHost,
+        dispatcher: Dispatcher,
+        store: Store,
+        metrics: Metrics,
+        auditor: Auditor,
     ) -> None:
-        self._settings, self._models = settings, models
+        self._settings, self._models, self._auditor = settings, models, auditor
         self._dispatcher, self.store, self._metrics = dispatcher, store, metrics
         self._requests, self._follower = RequestReader(settings), Follower(store, metrics)
         self._live: dict[str, LiveRollout] = {}
@@ -64,6 +72,8 @@ class RolloutService:
                 raise Unavailable("draining", "the server is shutting down", retry_after=5)
             lease = await self._models.lease(body.model)
             try:
+                choice = self._auditor.guard.choose(body.cache, lease.model.info)
+                body = body.model_copy(update={"cache": choice.cache})
                 request = await self._requests.read(body, lease.model.info, owner)
                 job = self._dispatcher.submit(lease.model, request)
             except BaseException:
@@ -81,10 +91,11 @@ class RolloutService:
             frames=len(request.actions),
             output=body.output,
             metadata=body.metadata,
+            replaced_preset=choice.replaced,
         )
         live = LiveRollout(record, job)
         self._live[record.id] = live
-        live.task = asyncio.create_task(self._run(live, lease))
+        live.task = asyncio.create_task(self._run(live, lease, request, choice))
         await self.store.add(record)
         return record
 
@@ -126,10 +137,13 @@ class RolloutService:
         for live in list(self._live.values()):
             await self.cancel(live.record)
 
-    async def _run(self, live: LiveRollout, lease: ModelLease) -> None:
+    async def _run(
+        self, live: LiveRollout, lease: ModelLease, request: RolloutRequest, choice: Choice
+    ) -> None:
         """Follow a rollout to its end, then forget it and let go of its model."""
         try:
             await self._follower.follow(live.record, live.job, live.changed)
+            await self._auditor.consider(live.record, request, choice.preset)
         finally:
             self._live.pop(live.record.id, None)
             lease.release()

@@ -24,6 +24,7 @@ class RolloutRecord:
     Attributes:
         owner: who may see it.
         error: ``{"code", "message"}`` once it failed.
+        replaced_preset: that was asked for, if audits had it replaced.
     """
 
     id: str
@@ -43,6 +44,7 @@ class RolloutRecord:
     queue_seconds: float = 0.0
     stats: RolloutStats | None = None
     error: dict[str, str] | None = None
+    replaced_preset: str | None = None
 
     @property
     def live(self) -> bool:

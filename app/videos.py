@@ -306,6 +306,7 @@ def video_json(
         "rollout_id": record.id,
         "stats": {
             "policy": record.policy if stats is None else stats.policy,
+            "replaced_preset": record.replaced_preset,
             "skip_ratio": None if stats is None else round(stats.skip_ratio, 6),
         },
     }

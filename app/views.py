@@ -69,6 +69,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
     frames_per_second = round(record.frames_done / latency, 3) if latency else None
     return {
         "policy": stats.policy,
+        "replaced_preset": record.replaced_preset,
         "steps_total": stats.steps_total,
         "steps_full": stats.steps_full,
         "steps_cached": stats.steps_cached,

@@ -87,7 +87,7 @@ def test_a_video_is_polled_and_fetched(client: httpx.Client) -> None:
     assert video["seconds"] == f"{6 / 17.5:g}"
     assert video["prompt"] == "strafe left"
     assert video["inference_time_s"] > 0
-    assert video["stats"] == {"policy": "interval", "skip_ratio": 0.8}
+    assert video["stats"] == {"policy": "interval", "replaced_preset": None, "skip_ratio": 0.8}
     content = client.get(f"/v1/videos/{video['id']}/content")
     assert content.headers["content-type"] == "video/mp4"
     frames, fps = decode(content.content)
