@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import worldcache
+from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
 from app.dependencies import Services
 from app.dispatcher import InProcessDispatcher
@@ -24,7 +25,7 @@ from app.middleware import (
 )
 from app.models import ModelHost
 from app.rollouts import RolloutService
-from app.routes import health, models, rollouts
+from app.routes import health, models, rollouts, videos
 from app.settings import Settings
 from app.store import InMemoryStore
 from worldcache.engine.engine import Limits
@@ -62,7 +63,13 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         max_bytes=settings.store_max_bytes,
         ttl_seconds=settings.store_ttl_seconds,
     )
-    service = RolloutService(settings, host, dispatcher, store, metrics)
+    guard = PresetGuard(
+        settings.audit_floor_by_model,
+        window=settings.audit_window,
+        min_samples=settings.audit_min_samples,
+    )
+    auditor = Auditor(settings, guard, host, dispatcher, store, metrics)
+    service = RolloutService(settings, host, dispatcher, store, metrics, auditor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,6 +78,7 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         try:
             yield
         finally:
+            await auditor.close()
             await service.drain(settings.drain_seconds)
             loading.cancel()
             await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)
@@ -88,6 +96,6 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, models, health):
+    for module in (rollouts, videos, models, health):
         app.include_router(module.router)
     return app

@@ -56,24 +56,30 @@ def enlarge(pixels: Pixels, min_height: int) -> Pixels:
     return pixels.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else pixels
 
 
-def encode_video(pixels: Pixels, fps: float, format: str) -> bytes:
-    """An ``mp4`` (H.264) or an animated ``webp`` of uint8 ``[F, H, W, 3]``."""
+def encode_video(pixels: Pixels, fps: float, format: str, min_height: int = 1) -> bytes:
+    """An ``mp4`` (H.264) or an animated ``webp`` of uint8 ``[F, H, W, 3]``, enlarged to ``min_height``."""
     if format == "webp":
-        return _encode_webp(pixels, fps)
-    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
+        return _encode_webp(enlarge(pixels, min_height), fps)
     stream = io.BytesIO()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(stream, "w", format="mp4") as container:
         video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         assert isinstance(video, av.VideoStream)
-        video.height, video.width = pixels.shape[1:3]
+        video.height, video.width = _video_picture(pixels[0], min_height).shape[:2]
         video.pix_fmt = "yuv420p"
         if codec == "libx264":
             video.options = {"crf": "18", "preset": "veryfast"}
         for picture in pixels:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(_video_picture(picture, min_height), format="rgb24")
+            container.mux(video.encode(frame))
         container.mux(video.encode())
     return stream.getvalue()
+
+
+def _video_picture(picture: Pixels, min_height: int) -> Pixels:
+    """One frame as large as the video, with even sides."""
+    large = enlarge(picture[None], min_height)[0]
+    return np.pad(large, ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0)), mode="edge")
 
 
 def _encode_webp(pixels: Pixels, fps: float) -> bytes:

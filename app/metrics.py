@@ -13,6 +13,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+DECIBELS = (20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 70.0, 80.0, 90.0, 100.0)
 
 
 class Metrics:
@@ -93,6 +94,24 @@ class Metrics:
             "worldcache_rejected_total",
             "Rollout requests refused although well-formed, by the code of the error.",
             ("reason",),
+            registry=registry,
+        )
+        self.audit_psnr = self._histogram(
+            "worldcache_audit_psnr_db",
+            "PSNR of RGB between a sampled rollout and the same one uncached; 100 if they are equal.",
+            by_policy,
+            DECIBELS,
+        )
+        self.audits = Counter(
+            "worldcache_audits_total",
+            "Audits by what became of them.",
+            ("model", "result"),
+            registry=registry,
+        )
+        self.policy_replaced = Counter(
+            "worldcache_policy_replaced_total",
+            "Presets replaced by a safer one because their audits fell below the floor.",
+            ("model", "preset"),
             registry=registry,
         )
         self.model_ready = Gauge(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from app.audit import Auditor, Choice
 from app.auth import Caller
 from app.deadlines import DeadlinePlanner
 from app.dispatcher import Dispatcher, Job
@@ -21,7 +22,9 @@ from app.requests import RequestReader
 from app.schemas import RolloutBody
 from app.settings import Settings
 from app.store import RolloutRecord, Store
+from worldcache.engine.rollout import RolloutRequest
 from worldcache.errors import InvalidInput
+from worldcache.models.base import WorldModel
 from worldcache.policies.registry import describe
 
 logger = logging.getLogger(__name__)
@@ -58,9 +61,15 @@ class RolloutService:
     """Everything that the routes do with rollouts."""
 
     def __init__(
-        self, settings: Settings, models: ModelHost, dispatcher: Dispatcher, store: Store, metrics: Metrics
+        self,
+        settings: Settings,
+        models: ModelHost,
+        dispatcher: Dispatcher,
+        store: Store,
+        metrics: Metrics,
+        auditor: Auditor,
     ) -> None:
-        self._settings, self._models = settings, models
+        self._settings, self._models, self._auditor = settings, models, auditor
         self._dispatcher, self.store, self._metrics = dispatcher, store, metrics
         self._requests, self._follower = RequestReader(settings), Follower(store, metrics)
         self._deadlines = DeadlinePlanner(
@@ -80,11 +89,7 @@ class RolloutService:
                 raise Unavailable("draining", "the server is shutting down", retry_after=5)
             lease = await self._models.lease(body.model)
             try:
-                request = await self._requests.read(body, lease.model.info, caller.client)
-                if body.deadline_ms is not None:
-                    deadline = caller.arrived + body.deadline_ms / 1000
-                    choose = body.cache is None or body.cache == "auto"
-                    request = self._deadlines.plan(lease.model, request, deadline, choose=choose)
+                request, choice = await self._prepare(body, caller, lease.model)
                 job = self._dispatcher.submit(lease.model, request)
             except BaseException:
                 lease.release()
@@ -104,10 +109,11 @@ class RolloutService:
             deadline_ms=body.deadline_ms,
             deadline_at=None if request.deadline is None else _wall_clock(request.deadline),
             chosen=None if request.deadline is None else describe(request.policy),
+            replaced_preset=choice.replaced,
         )
         live = LiveRollout(record, job)
         self._live[record.id] = live
-        live.task = asyncio.create_task(self._run(live, lease))
+        live.task = asyncio.create_task(self._run(live, lease, request, choice))
         await self.store.add(record)
         return record
 
@@ -165,10 +171,26 @@ class RolloutService:
         for live in list(self._live.values()):
             await self.cancel(live.record)
 
-    async def _run(self, live: LiveRollout, lease: ModelLease) -> None:
+    async def _prepare(
+        self, body: RolloutBody, caller: Caller, model: WorldModel
+    ) -> tuple[RolloutRequest, Choice]:
+        """What will be run, and whose choice that was: the client's, the audits' or the deadline's."""
+        choice = self._auditor.guard.choose(body.cache, model.info)
+        served = body.model_copy(update={"cache": choice.cache})
+        request = await self._requests.read(served, model.info, caller.client)
+        if body.deadline_ms is None:
+            return request, choice
+        deadline, free = caller.arrived + body.deadline_ms / 1000, body.cache in (None, "auto")
+        request = self._deadlines.plan(model, request, deadline, choose=free)
+        return request, Choice(body.cache, None) if free else choice
+
+    async def _run(
+        self, live: LiveRollout, lease: ModelLease, request: RolloutRequest, choice: Choice
+    ) -> None:
         """Follow a rollout to its end, then forget it and let go of its model."""
         try:
             await self._follower.follow(live.record, live.job, live.changed)
+            await self._auditor.consider(live.record, request, choice.preset)
         finally:
             self._live.pop(live.record.id, None)
             lease.release()

@@ -6,9 +6,10 @@ Nothing else in the project reads the environment.
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worldcache.errors import InvalidInput
@@ -102,7 +103,21 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="How long a finished rollout and its idempotency key are kept."
     )
 
-    @field_validator("api_keys", "models", "devices", mode="before")
+    audit_share: float = Field(
+        0.0, ge=0, le=1, description="Share of finished rollouts that are run again uncached and compared."
+    )
+    audit_floors: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Entries MODEL=DB, for example doom=45: a preset whose audits fall below is replaced.",
+    )
+    audit_window: int = Field(
+        20, ge=1, description="How many of the latest audits of a model and preset are averaged."
+    )
+    audit_min_samples: int = Field(
+        5, ge=1, description="Fewest audits of a model and preset before the floor is applied."
+    )
+
+    @field_validator("api_keys", "models", "devices", "audit_floors", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -117,6 +132,38 @@ class Settings(BaseSettings):
             if not text or not text.isascii() or not text.isprintable() or " " in text:
                 raise ValueError("an API key must be printable ASCII without spaces")
         return keys
+
+    @field_validator("audit_floors")
+    @classmethod
+    def _floors(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            _floor(entry)
+        if len(dict(map(_floor, entries))) < len(entries):
+            raise ValueError("a model has two floors; give it one")
+        return entries
+
+    @model_validator(mode="after")
+    def _enough_audits(self) -> Settings:
+        if self.audit_min_samples > self.audit_window:
+            raise ValueError("audit_min_samples must not be more than audit_window")
+        return self
+
+    @property
+    def audit_floor_by_model(self) -> dict[str, float]:
+        """The floors of ``audit_floors`` in dB, by model."""
+        return dict(map(_floor, self.audit_floors))
+
+
+def _floor(entry: str) -> tuple[str, float]:
+    """The model and the decibels of ``MODEL=DB``."""
+    model, _, text = entry.rpartition("=")
+    try:
+        decibels = float(text)
+    except ValueError:
+        decibels = math.nan
+    if not model or not math.isfinite(decibels):
+        raise ValueError(f"{entry!r} must be MODEL=DB, for example doom=45")
+    return model.strip(), decibels
 
 
 def is_loopback(host: str) -> bool:

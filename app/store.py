@@ -29,6 +29,7 @@ class RolloutRecord:
         deadline_ms: as the client gave it; ``deadline_at`` in seconds since the epoch.
         deadline_met: known at the end.
         chosen: the policy that the deadline was to be met with.
+        replaced_preset: that was asked for, if audits had it replaced.
     """
 
     id: str
@@ -52,6 +53,7 @@ class RolloutRecord:
     deadline_at: float | None = None
     deadline_met: bool | None = None
     chosen: str | None = None
+    replaced_preset: str | None = None
 
     @property
     def live(self) -> bool:

@@ -10,7 +10,7 @@ from anyio import to_thread
 
 from app.errors import ApiError
 from app.frames import FrameReader
-from app.media import MEDIA_TYPES, encode_picture, encode_video, enlarge, from_npz, to_pixels
+from app.media import MEDIA_TYPES, encode_picture, encode_video, from_npz, to_pixels
 from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
 from app.store import NPZ, RolloutRecord, Store
 from worldcache.core import ChunkStats, Modality, ModelInfo, RolloutStats
@@ -71,6 +71,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
     frames_per_second = round(record.frames_done / latency, 3) if latency else None
     return {
         "policy": stats.policy,
+        "replaced_preset": record.replaced_preset,
         "steps_total": stats.steps_total,
         "steps_full": stats.steps_full,
         "steps_cached": stats.steps_cached,
@@ -152,7 +153,7 @@ class Artifacts:
     async def video(self, modality: str, format: str) -> bytes:
         """The rollout as one ``mp4`` or ``webp``."""
         chosen = self._info.modality(modality, param="modality")
-        name = f"{modality}.{format}"
+        name = f"{modality}-{self._min_height}.{format}"
         kept = await self._store.get_artifact(self._record.id, name)
         if kept is not None:
             return kept
@@ -161,7 +162,7 @@ class Artifacts:
 
         def encode() -> bytes:
             pixels = to_pixels(from_npz(npz)[modality], chosen)
-            return encode_video(enlarge(pixels, self._min_height), fps, format)
+            return encode_video(pixels, fps, format, self._min_height)
 
         data = await to_thread.run_sync(encode)
         await self._store.put_artifact(self._record.id, name, data)

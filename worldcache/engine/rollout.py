@@ -166,9 +166,9 @@ class Rollout:
     def end(self, status: str, error: Exception | None = None) -> None:
         """Tell the listener, after the chunks on their way, that nothing more will come.
 
-        Unless it succeeded, chunks that have not been decoded are dropped.
+        If it was cancelled, chunks that have not been decoded are dropped.
         """
-        self._dropped = status != "succeeded"
+        self._dropped = status == "cancelled"
         self._denoiser = self._context = None
         self._later(partial(self._say_end, status, error))
 
