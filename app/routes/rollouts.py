@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.auth import Caller
 from app.dependencies import AppServices, FromCaller, Owner, OwnRollout, Services
@@ -106,7 +106,7 @@ async def delete_rollout(record: OwnRollout, services: AppServices) -> dict[str,
     return {"id": record.id, "object": "rollout", "deleted": True}
 
 
-@router.get("/{rollout_id}/events", response_class=EventStreamResponse)
+@router.get("/{rollout_id}/events", response_class=StreamingResponse)
 async def get_events(
     record: OwnRollout,
     request: Request,
