@@ -1,4 +1,4 @@
-"""Arrays of frames as ``.npz``, read in pieces."""
+"""Numpy's file formats: ``.npz`` of frames, read in pieces, and the header of any ``.npy``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,48 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-PREFIX = 10
-"""Bytes before an array's header: magic, version 1.0, and the header's length in the last two."""
+MAGIC = b"\x93NUMPY"
+LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
+"""Bytes that hold the header's length, by version."""
 
-HEADER = re.compile(rb"\{'descr': '([^']+)', 'fortran_order': False, 'shape': \(([\d, ]+)\), \}\s*")
+MAX_HEADER = 4096
+HEADER = re.compile(
+    r"\{'descr': '([^']{2,16})', 'fortran_order': (False|True), 'shape': \(([\d, ]*)\),? ?\}\s*", re.ASCII
+)
+
+
+class NpyHeader(NamedTuple):
+    """What numpy writes before an array's values: their type, their order, their shape, where they begin."""
+
+    dtype: np.dtype[Any]
+    fortran_order: bool
+    shape: tuple[int, ...]
+    begin: int
+
+
+def read_npy_header(file: IO[bytes]) -> NpyHeader:
+    """The header at the beginning of ``file``, of an array of plain numbers.
+
+    Numpy's own reader evaluates the header as Python, which fails in Python 3.11 if two threads do it at
+    the same moment.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    start = file.read(len(MAGIC) + 2)
+    size = LENGTH_BYTES.get(start[len(MAGIC) :], 0)
+    length = int.from_bytes(file.read(size), "little")
+    if not start.startswith(MAGIC) or not size or length > MAX_HEADER:
+        raise ValueError("this is no .npy file")
+    match = HEADER.fullmatch(file.read(length).decode("latin-1"))
+    if match is None:
+        raise ValueError("the header is not one of an array of numbers")
+    try:
+        dtype = np.dtype(match[1])
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    shape = tuple(int(part) for part in match[3].split(",") if part.strip())
+    return NpyHeader(dtype, match[2] == "True", shape, len(start) + size + length)
 
 
 class _Member(NamedTuple):
@@ -55,19 +93,8 @@ class FrameFile:
 
     def _open(self, modality: str) -> _Member:
         if modality not in self._members:
-            self._members[modality] = _read_header(self._archive.open(f"{modality}.npy"))
+            file = self._archive.open(f"{modality}.npy")
+            header = read_npy_header(file)
+            frames, *shape = header.shape
+            self._members[modality] = _Member(file, header.begin, frames, tuple(shape), header.dtype)
         return self._members[modality]
-
-
-def _read_header(file: IO[bytes]) -> _Member:
-    """What numpy wrote before an array's values.
-
-    Numpy's own reader evaluates the header as Python, which fails in Python 3.11 if two threads do it at
-    the same moment.
-    """
-    prefix = file.read(PREFIX)
-    header = file.read(int.from_bytes(prefix[-2:], "little"))
-    match = HEADER.fullmatch(header)
-    assert prefix.startswith(b"\x93NUMPY\x01\x00") and match is not None, "written by this service"
-    frames, *shape = (int(size) for size in match[2].split(b",") if size.strip())
-    return _Member(file, PREFIX + len(header), frames, tuple(shape), np.dtype(match[1].decode()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import tokenize
+import math
 import warnings
 
 import numpy as np
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.errors import ApiError
+from app.npz import MAGIC, read_npy_header
 from app.schemas import ObservationBody
 from worldcache.core import ModelInfo, Observation
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-NPY_MAGIC = b"\x93NUMPY"
 
 
 def read_observation(
@@ -93,7 +93,7 @@ def _read_depth(
 ) -> NDArray[np.float32]:
     """A depth map in the model's unit, at the model's size."""
     data = _decode(text, param, max_bytes)
-    if data.startswith(NPY_MAGIC):
+    if data.startswith(MAGIC):
         values = _load_npy(data, param, max_pixels)
     else:
         image = _open_image(data, param, max_pixels)
@@ -112,20 +112,16 @@ def _read_depth(
 
 def _load_npy(data: bytes, param: str, max_pixels: int) -> NDArray[np.float32]:
     """A two-dimensional array of numbers from ``.npy`` bytes; its header is checked first."""
-    stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read_header(stream)
-        if len(shape) != 2 or not 0 < shape[0] * shape[1] <= max_pixels or dtype.kind not in "fiu":
-            raise ValueError
-        stream.seek(0)
+        header = read_npy_header(io.BytesIO(data))
+        if len(header.shape) != 2 or not 0 < math.prod(header.shape) <= max_pixels:
+            raise ValueError("not [H, W]")
+        if header.dtype.kind not in "fiu":
+            raise ValueError("not numbers")
+        flat = np.frombuffer(data, header.dtype, math.prod(header.shape), header.begin)
         with np.errstate(over="ignore"):
-            values = np.load(stream, allow_pickle=False).astype(np.float32)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, SyntaxError, tokenize.TokenError):
+            values = flat.reshape(header.shape, order="F" if header.fortran_order else "C").astype(np.float32)
+    except ValueError:
         message = f"{param}: the .npy must hold numbers [H, W], at most {max_pixels} of them"
         raise ApiError(422, "invalid_depth", message, param=param) from None
     return np.ascontiguousarray(values)
