@@ -151,9 +151,7 @@ async def get_npz(record: OwnRollout, services: AppServices) -> Response:
 
 
 def _info(services: Services, record: RolloutRecord) -> ModelInfo:
-    model = services.models.find(record.model).model
-    assert model is not None, "a rollout's model stays loaded"
-    return model.info
+    return services.models.info(record.model)
 
 
 def _artifacts(services: Services, record: RolloutRecord) -> Artifacts:
