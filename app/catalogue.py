@@ -160,6 +160,8 @@ def _parse_model(entry: str) -> tuple[str, str, Path | None]:
 def _preloaded(settings: Settings, sources: Mapping[str, ModelSource]) -> set[str]:
     """The models that are loaded at the start."""
     chosen = settings.preload
+    if not chosen:
+        raise _refusal("preload", f"it is empty; use {ALL}, {NONE}, or names of models")
     if chosen == (ALL,):
         return set(sources)
     if chosen == (NONE,):

@@ -40,7 +40,6 @@ class Settings(BaseSettings):
     )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         ("all",),
-        min_length=1,
         description="Names of the models to load at the start, or all, or none; the others are loaded when "
         "they are first asked for.",
     )

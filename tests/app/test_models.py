@@ -240,6 +240,7 @@ def test_the_model_idle_for_longest_makes_room() -> None:
         assert [shelf.made[0]() is None for shelf in parts.values()] == [False, True, False]
         assert roll(client, "b").status_code == 200
         assert [status(client, name) for name in parts] == ["cold", "warm", "warm"]
+        until(lambda: gc.collect() >= 0 and parts["a"].made[0]() is None)
 
 
 def test_a_model_waits_for_room_or_is_refused() -> None:
@@ -361,19 +362,18 @@ def test_a_cancelled_waiter_leaves_the_loading_alone() -> None:
     with_host(parts, act)
 
 
-def test_a_model_that_is_waited_for_is_not_evicted_before_it_is_used() -> None:
+def test_a_model_that_is_waited_for_is_not_evicted() -> None:
     parts = shelves(a=60, b=60)
 
     async def act(host: ModelHost) -> None:
-        first, second = await asyncio.gather(_lease_once(host, "a"), _lease_once(host, "b"))
-        assert (first, second) == ("a", "b")
-        assert (parts["a"].loads, parts["b"].loads) == (1, 1)
-
-    async def _lease_once(host: ModelHost, name: str) -> str:
-        lease = await host.lease(name)
-        await asyncio.sleep(0.02)
-        lease.release()
-        return lease.model.info.id
+        (await host.lease("a")).release()
+        host.find("a").waiters += 1
+        with pytest.raises(ApiError) as caught:
+            await host.lease("b", timeout=0.05)
+        assert caught.value.code == "model_memory_full"
+        host.find("a").waiters -= 1
+        (await host.lease("b")).release()
+        assert (host.find("a").status, host.find("b").status) == ("cold", "warm")
 
     with_host(parts, act, model_memory_bytes=100)
 
@@ -391,6 +391,7 @@ def test_a_model_that_is_waited_for_is_not_evicted_before_it_is_used() -> None:
         ({"models": "mine=doom:/no/such/folder"}, "models", "does not exist"),
         ({"models": "doom,doom=doom:/tmp"}, "models", "twice"),
         ({"preload": "quake"}, "preload", "'quake'"),
+        ({"preload": ""}, "preload", "empty"),
         ({"preload": "none,doom"}, "preload", "stands alone"),
         ({"devices": "abacus"}, "devices", "abacus"),
         ({"placement": "doom"}, "placement", "NAME=VALUE"),

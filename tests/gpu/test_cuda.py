@@ -65,8 +65,8 @@ def rows(model: WorldModel, count: int) -> list[Row]:
         ("float32", "none", {}, 0.5),
         ("float32", "worldcache", {}, 0.5),
         ("float32", "forecast", {"full_steps": 7}, 0.5),
-        ("bfloat16", "none", {}, 8.0),
-        ("bfloat16", "forecast", {"full_steps": 7}, 8.0),
+        ("bfloat16", "none", {}, 2.0),
+        ("bfloat16", "forecast", {"full_steps": 7}, 2.0),
     ],
 )
 def test_cuda_decides_and_draws_as_the_cpu_does(
