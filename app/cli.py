@@ -216,7 +216,13 @@ def _add_serve(commands: Any) -> None:
     parser.set_defaults(command=_serve, extra="server")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on")
-    parser.add_argument("--model", action="append", dest="models", help="model to serve; may be repeated")
+    parser.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="NAME[=FAMILY:FOLDER]",
+        help="model to serve, or a folder of weights in a family's layout; may be repeated",
+    )
     parser.add_argument(
         "--device", action="append", dest="devices", help="where torch may put models; may be repeated"
     )

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 import worldcache
 from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
+from app.catalogue import ModelSource, read_catalogue
 from app.dependencies import Services
 from app.dispatcher import InProcessDispatcher
 from app.errors import install_error_handlers
@@ -35,12 +36,17 @@ ENGINE_STOP_SECONDS = 60.0
 """How long one backbone call may take to come back at shutdown."""
 
 
-def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, models_by_name: Mapping[str, WorldModel | ModelSource] | None = None
+) -> FastAPI:
     """The service.
 
     Args:
         settings: the only configuration.
-        models_by_name: models to serve instead of loading ``settings.models``.
+        models_by_name: models to serve instead of ``settings.models``, or where they come from.
+
+    Raises:
+        InvalidInput: the settings name a model, a device or a folder that there is not.
     """
     metrics = Metrics(CollectorRegistry())
     dispatcher = InProcessDispatcher(
@@ -52,11 +58,11 @@ def create_app(settings: Settings, *, models_by_name: Mapping[str, WorldModel] |
         observer=metrics.ticked,
     )
     host = ModelHost(
-        settings.models,
-        models_by_name,
+        read_catalogue(settings, models_by_name),
         dispatcher=dispatcher,
         metrics=metrics,
-        dtype=settings.dtype,
+        memory_limit=settings.model_memory_bytes,
+        wait_seconds=settings.model_wait_seconds,
     )
     store = InMemoryStore(
         max_rollouts=settings.store_max_rollouts,

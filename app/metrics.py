@@ -120,6 +120,21 @@ class Metrics:
         self.model_memory = Gauge(
             "worldcache_model_memory_bytes", "Bytes of the model's weights.", ("model",), registry=registry
         )
+        self.model_load_time = self._histogram(
+            "worldcache_model_load_seconds", "Loading and warming of a model.", ("model",), SECONDS
+        )
+        self.model_load_failures = Counter(
+            "worldcache_model_load_failures_total",
+            "Models that could not be loaded.",
+            ("model",),
+            registry=registry,
+        )
+        self.model_evictions = Counter(
+            "worldcache_model_evictions_total",
+            "Models unloaded to make room for another.",
+            ("model",),
+            registry=registry,
+        )
         self.http_time = self._histogram(
             "worldcache_http_request_seconds",
             "Duration of HTTP requests, by the route's template.",

@@ -85,10 +85,13 @@ class RolloutService:
             ApiError, InvalidInput: the request cannot be served; nothing was started.
         """
         try:
-            if self.draining:
-                raise Unavailable("draining", "the server is shutting down", retry_after=5)
-            lease = await self._models.lease(body.model)
+            self._check_open()
+            patience = None
+            if body.deadline_ms is not None:
+                patience = max(0.0, caller.arrived + body.deadline_ms / 1000 - time.monotonic())
+            lease = await self._models.lease(body.model, patience)
             try:
+                self._check_open()
                 request, choice = await self._prepare(body, caller, lease.model)
                 job = self._dispatcher.submit(lease.model, request)
             except BaseException:
@@ -170,6 +173,11 @@ class RolloutService:
             await asyncio.wait(tasks, timeout=seconds)
         for live in list(self._live.values()):
             await self.cancel(live.record)
+
+    def _check_open(self) -> None:
+        """Refuse new work once the server is about to stop; a model may have been waited for since."""
+        if self.draining:
+            raise Unavailable("draining", "the server is shutting down", retry_after=5)
 
     async def _prepare(
         self, body: RolloutBody, caller: Caller, model: WorldModel

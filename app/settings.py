@@ -34,15 +34,46 @@ class Settings(BaseSettings):
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("doom",), min_length=1, description="Names of the models to load and serve."
+        ("doom",),
+        min_length=1,
+        description="Models to serve: names of models that ship, or NAME=FAMILY:FOLDER for weights of a "
+        "folder in a family's layout.",
+    )
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("all",),
+        description="Names of the models to load at the start, or all, or none; the others are loaded when "
+        "they are first asked for.",
     )
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         ("cpu",),
         min_length=1,
         description="Where torch may put models, for example cpu or cuda:0,cuda:1; each has an engine.",
     )
+    placement: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Devices of single models, as NAME=DEVICE; the others go where the fewest bytes of "
+        "weights are.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number format of the weights and of the backbone's arithmetic."
+    )
+    dtypes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Number formats of single models, as NAME=FORMAT."
+    )
+    compile: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of the models whose backbone goes through torch.compile."
+    )
+    cuda_graphs: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of the models whose backbone runs as CUDA graphs; they need a CUDA device."
+    )
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of weights on one device; the model idle for longest is unloaded for a new "
+        "one. 0 is no limit.",
+    )
+    model_wait_seconds: float = Field(
+        60.0, ge=0, description="How long a request waits for its model to be loaded."
     )
 
     max_batch: int = Field(8, ge=2, description="Most backbone rows in one call; a guided rollout needs two.")
@@ -117,7 +148,18 @@ class Settings(BaseSettings):
         5, ge=1, description="Fewest audits of a model and preset before the floor is applied."
     )
 
-    @field_validator("api_keys", "models", "devices", "audit_floors", mode="before")
+    @field_validator(
+        "api_keys",
+        "models",
+        "preload",
+        "devices",
+        "placement",
+        "dtypes",
+        "compile",
+        "cuda_graphs",
+        "audit_floors",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -23,6 +24,9 @@ from app.streaming import EVENT_STREAM, EventStreamResponse, RolloutEvents, firs
 from app.views import Artifacts, count_scale, modalities_of, rollout_error, rollout_json
 from app.waiting import attending, wait_for_end
 from worldcache.core import ModelInfo
+
+TWIN_SECONDS = 2.0
+"""How long the acceptance of a request takes at most once its model is there."""
 
 router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"])
 
@@ -172,9 +176,7 @@ async def get_npz(record: OwnRollout, services: AppServices) -> Response:
 
 
 def _info(services: Services, record: RolloutRecord) -> ModelInfo:
-    model = services.models.find(record.model).model
-    assert model is not None, "a rollout's model stays loaded"
-    return model.info
+    return services.models.info(record.model)
 
 
 def _artifacts(services: Services, record: RolloutRecord) -> Artifacts:
@@ -208,28 +210,35 @@ def _wanted(accept: str | None) -> str | None:
 async def _create_once(
     body: RolloutBody, services: Services, caller: Caller, key: str | None
 ) -> RolloutRecord:
-    """A new rollout, or the one that an idempotency key already stands for."""
+    """A new rollout, or the one that an idempotency key already stands for.
+
+    A second request waits for the first to be accepted, which may take the loading of a model, and takes
+    its place if it is refused.
+    """
     if key is None:
         return await services.rollouts.create(body, caller)
     canonical = json.dumps(body.model_dump(), sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     rollout_id = new_rollout_id()
-    known_digest, known_id = await services.store.claim_key(caller.owner, key, digest, rollout_id)
-    if known_digest != digest:
-        message = "this Idempotency-Key was used with another body; use a new key"
-        raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")
-    if known_id == rollout_id:
-        try:
-            return await services.rollouts.create(body, caller, rollout_id)
-        except Exception:
-            await services.store.release_key(caller.owner, key)
-            raise
-    for _ in range(100):
+    until = time.monotonic() + services.settings.model_wait_seconds + TWIN_SECONDS
+    while True:
+        known_digest, known_id = await services.store.claim_key(caller.owner, key, digest, rollout_id)
+        if known_digest != digest:
+            message = "this Idempotency-Key was used with another body; use a new key"
+            raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")
+        if known_id == rollout_id:
+            try:
+                return await services.rollouts.create(body, caller, rollout_id)
+            except BaseException:
+                await services.store.release_key(caller.owner, key)
+                raise
         record = await services.store.get(known_id)
         if record is not None:
             return record
+        if time.monotonic() > until:
+            message = "a request with this key is being accepted; try again"
+            raise ApiError(409, "idempotency_key_in_use", message)
         await asyncio.sleep(0.02)
-    raise ApiError(409, "idempotency_key_in_use", "a request with this key is being accepted; try again")
 
 
 async def _release_key(services: Services, record: RolloutRecord, key: str | None) -> None:

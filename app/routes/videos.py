@@ -31,7 +31,6 @@ from app.videos import (
 )
 from app.views import Artifacts, modalities_of
 from app.waiting import wait_for_end
-from worldcache.core import ModelInfo
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
@@ -208,24 +207,18 @@ async def _page(query: VideoListQuery, services: Services, owner: str) -> list[R
     return records[:wanted]
 
 
-def _info(services: Services, record: RolloutRecord) -> ModelInfo:
-    model = services.models.find(record.model).model
-    assert model is not None, "a rollout's model stays loaded"
-    return model.info
-
-
 def _describe(record: RolloutRecord, services: Services) -> dict[str, Any]:
     settings = services.settings
     return video_json(
         record,
-        _info(services, record),
+        services.models.info(record.model),
         min_height=settings.video_min_height,
         ttl_seconds=settings.store_ttl_seconds,
     )
 
 
 async def _content(record: RolloutRecord, services: Services) -> bytes:
-    info = _info(services, record)
+    info = services.models.info(record.model)
     height = video_height(record, info, services.settings.video_min_height)
     artifacts = Artifacts(services.store, record, info, height)
     return await artifacts.video(modalities_of(record, info)[0], "mp4")

@@ -5,24 +5,35 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 
+from app.catalogue import ModelSource
 from app.main import create_app
 from app.settings import Settings
 from tests.toy import ToyWorldModel
+from worldcache.models.base import WorldModel
 
 Serve = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
 
 
 @contextlib.contextmanager
-def serving(model: ToyWorldModel | None = None, **settings: Any) -> Iterator[httpx.Client]:
-    """Run the app until the block ends; the client waits for ``/readyz`` first."""
-    app = create_app(Settings(**settings), models_by_name={"toy": model or ToyWorldModel()})
+def serving(
+    model: ToyWorldModel | None = None,
+    *,
+    models_by_name: Mapping[str, WorldModel | ModelSource] | None = None,
+    wait_until_ready: bool = True,
+    **settings: Any,
+) -> Iterator[httpx.Client]:
+    """Run the app until the block ends; the client waits for ``/readyz`` first.
+
+    It serves ``model`` as ``toy``, or else ``models_by_name``.
+    """
+    app = create_app(Settings(**settings), models_by_name=models_by_name or {"toy": model or ToyWorldModel()})
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -31,7 +42,7 @@ def serving(model: ToyWorldModel | None = None, **settings: Any) -> Iterator[htt
     port = server.servers[0].sockets[0].getsockname()[1]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         try:
-            while client.get("/readyz").status_code != 200:
+            while wait_until_ready and client.get("/readyz").status_code != 200:
                 time.sleep(0.01)
             yield client
         finally:

@@ -12,26 +12,11 @@ import pytest
 import torch
 
 import worldcache
-from tests.tiny import export_tiny_model
 from worldcache.core import Observation, Preset
 from worldcache.errors import InvalidInput, ModelLoadError, PolicyNotCalibrated, UnknownName
 from worldcache.models.base import Row, WorldModel
 from worldcache.models.doom.world import DoomWorldModel
 from worldcache.policies.choose import choose_policy
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    export_tiny_model(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> DoomWorldModel:
-    loaded = worldcache.load_model("doom", path=folder)
-    assert isinstance(loaded, DoomWorldModel)
-    return loaded
 
 
 def test_info_describes_the_world(model: DoomWorldModel) -> None:

@@ -135,5 +135,23 @@ class WorldModel(ABC):
     def memory_bytes(self) -> int:
         """Bytes of the weights."""
 
+    def optimise(self, *, compile: bool = False, cuda_graphs: bool = False, max_batch: int = 8) -> None:
+        """Choose how the backbone is run from now on; before :meth:`warm`, and not while it runs.
+
+        Args:
+            compile: through ``torch.compile``.
+            cuda_graphs: through CUDA graphs, one for each of a few batch sizes.
+            max_batch: most rows of one call.
+
+        Raises:
+            InvalidInput: the model or its device does not support it.
+        """
+        if compile or cuda_graphs:
+            raise InvalidInput(
+                f"model {self.info.id!r} supports neither compile nor cuda_graphs; leave them off",
+                param="compile" if compile else "cuda_graphs",
+                code="not_supported",
+            )
+
     def warm(self) -> None:  # noqa: B027 (a model may have nothing to warm)
         """Run whatever is slow the first time, so that the first request is not."""

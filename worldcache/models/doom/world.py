@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import Row, WorldModel
 from worldcache.models.calibration import Calibration, read_calibration
+from worldcache.models.compiling import compile_network
 from worldcache.models.doom.transformer import ActionTransformer3DModel
+from worldcache.models.graphs import BatchFunction, BatchGraphs, batch_sizes
+from worldcache.models.transfer import to_device, to_host
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import FlowMatchSampler, Sampler
 
@@ -82,6 +86,8 @@ class DoomWorldModel(WorldModel):
     ) -> None:
         self.transformer = transformer.to(device).eval().requires_grad_(False)
         self.device, self._dtype = device, dtype
+        self._backbone: BatchFunction = partial(_velocity, self.transformer)
+        self._warm_sizes: tuple[int, ...] = (1,)
         self._scheduler = scheduler
         self._starts = starts
         self._depth_max = float(world["depth_max"])
@@ -159,19 +165,33 @@ class DoomWorldModel(WorldModel):
         return DoomContext(self._scale(torch.cat([padding, known], 1)), (0,) * self.info.context_frames)
 
     def condition(self, context: DoomContext, actions: Sequence[int]) -> DoomCondition:
-        return DoomCondition(context.frames, torch.tensor((*context.actions, *actions), device=self.device))
+        taken = torch.tensor((*context.actions, *actions))
+        return DoomCondition(context.frames, to_device(taken, self.device))
 
     def initial_latent(self, generator: torch.Generator) -> Tensor:
         shape = (4, self.info.chunk_frames, *self.info.resolution)
-        return torch.randn(shape, generator=generator).to(self.device)
+        return to_device(torch.randn(shape, generator=generator), self.device)
 
     def sampler(self, num_steps: int) -> Sampler:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config)
         return FlowMatchSampler(scheduler, num_steps)
 
     def evaluate(self, rows: Sequence[Row]) -> Tensor:
-        velocity: Tensor = self.transformer(*self._batch(rows), return_dict=False)[0]
-        return velocity.float()
+        return self._backbone(*self._batch(rows))
+
+    def optimise(self, *, compile: bool = False, cuda_graphs: bool = False, max_batch: int = 8) -> None:
+        if cuda_graphs and self.device.type != "cuda":
+            raise InvalidInput(
+                f"CUDA graphs need a CUDA device, not {self.device}; leave cuda_graphs off or choose one",
+                param="cuda_graphs",
+                code="not_supported",
+            )
+        network = compile_network(self.transformer) if compile else self.transformer
+        self._backbone = partial(_velocity, network)
+        self._warm_sizes = tuple(range(1, max_batch + 1)) if compile else (1,)
+        if cuda_graphs:
+            self._backbone = BatchGraphs(self._backbone, batch_sizes(max_batch))
+            self._warm_sizes = self._backbone.sizes
 
     def modulated_input(self, row: Row) -> Tensor:
         modulated: Tensor = self.transformer.modulated_input(*self._batch([row]))[0]
@@ -182,7 +202,7 @@ class DoomWorldModel(WorldModel):
         no_action = torch.full_like(rows[0].condition.actions, self._no_action)
         return (
             torch.stack([row.latent for row in rows]).to(self._dtype),
-            torch.tensor([row.timestep for row in rows], device=self.device),
+            to_device(torch.tensor([row.timestep for row in rows]), self.device),
             torch.stack([row.condition.frames for row in rows]).to(self._dtype),
             torch.stack([no_action if row.unconditional else row.condition.actions for row in rows]),
         )
@@ -212,7 +232,7 @@ class DoomWorldModel(WorldModel):
         return torch.cat([self.transformer.unpatchify(part, config.patch_time) for part in parts], dim=1)
 
     def render(self, latent: Tensor) -> dict[str, Tensor]:
-        pictures = ((latent.clamp(-1, 1).float().cpu() + 1) / 2).permute(1, 2, 3, 0).contiguous()
+        pictures = ((to_host(latent.clamp(-1, 1).float()) + 1) / 2).permute(1, 2, 3, 0).contiguous()
         return {"rgb": pictures[..., :3], "depth": pictures[..., 3]}
 
     def decode(self, latent: Tensor) -> Frames:
@@ -236,8 +256,9 @@ class DoomWorldModel(WorldModel):
         context = self.begin(Observation(start=self.info.starts[0]))
         condition = self.condition(context, (0,) * self.info.chunk_frames)
         latent = self.initial_latent(torch.Generator().manual_seed(0))
-        for _ in range(2):
-            self.evaluate([Row(latent, 1000.0, condition)])
+        for size in reversed(self._warm_sizes):
+            for _ in range(2):
+                self.evaluate([Row(latent, 1000.0, condition)] * size)
 
     @property
     def _patches_per_group(self) -> int:
@@ -246,7 +267,15 @@ class DoomWorldModel(WorldModel):
 
     def _scale(self, frames: Tensor) -> Tensor:
         """``[4, T, H, W]`` in pixel and depth units to [-1, 1] on the device."""
-        return (frames / self._high * 2 - 1).clamp(-1, 1).to(self.device)
+        return to_device((frames / self._high * 2 - 1).clamp(-1, 1), self.device)
+
+
+def _velocity(
+    network: nn.Module, noisy: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor
+) -> Tensor:
+    """The backbone's output as the scheduler consumes it, float32."""
+    velocity: Tensor = network(noisy, timesteps, context, actions, return_dict=False)[0]
+    return velocity.float()
 
 
 def load_starts(path: Path) -> dict[str, Start]:
