@@ -14,6 +14,9 @@ WALL_OVER_BACKBONE = 1.1
 GAIN_TOLERANCE = 0.1
 """By which share a policy's speed-up may change when its rollouts share batches."""
 
+GOODPUT = 0.9
+"""Share of the sustainable rate that is completed under overload."""
+
 MEMORY_SHARE = 0.02
 """Of the server's memory that it may grow by."""
 
@@ -45,17 +48,23 @@ def broken(checks: list[Check]) -> list[Check]:
     return [c for c in checks if c.always and c.holds is False]
 
 
-def latency_bounds(findings: Findings) -> tuple[float, float]:
+def latency_bounds(findings: Findings) -> tuple[float, float, float]:
     """Seconds that the queue promises under overload.
 
     Returns:
-        The mean by Little's law, for a server that is full: all places over the rate. And the bound of a
-        request that is accepted last: those in line before it over the rate, then its own time among the
-        active rollouts, by the slowest policy.
+        The mean by Little's law, for a server that is full: all places over the sustainable rate. The
+        bound of a request that is accepted last: those in line before it over the rate, then its own time
+        among the active rollouts, by the slowest policy. And the same bound if the server completed fewer
+        than the sustainable rate.
     """
     active, queue = findings.capacity
-    rates = rates_at_most_clients(findings)
-    return (active + queue) / findings.sustainable, queue / findings.sustainable + active / min(rates)
+    bound = queue / findings.sustainable + active / min(rates_at_most_clients(findings))
+    return (active + queue) / findings.sustainable, bound, bound / min(1.0, goodput(findings))
+
+
+def goodput(findings: Findings) -> float:
+    """Rollouts completed under overload, as a share of the sustainable rate; above 0 in any case."""
+    return max(1e-9, findings.overload.completed_per_second / findings.sustainable)
 
 
 def rates_at_most_clients(findings: Findings) -> list[float]:
@@ -121,11 +130,18 @@ def _batching(findings: Findings) -> Iterator[Check]:
 
 
 def _latency(findings: Findings) -> Iterator[Check]:
-    _, bound = latency_bounds(findings)
+    *_, bound = latency_bounds(findings)
     p99 = findings.overload.latency.p99
-    holds = None if math.isnan(p99) else p99 <= bound
     yield Check(
-        "overload: p99 latency within what the queue promises", f"{p99:.1f} s of {bound:.1f} s", holds
+        "overload: p99 latency within what the queue promises at the rate completed",
+        f"{p99:.1f} s of {bound:.1f} s",
+        None if math.isnan(p99) else p99 <= bound,
+    )
+    kept = goodput(findings)
+    yield Check(
+        f"overload: at least {GOODPUT:.0%} of the sustainable rate is completed",
+        f"{kept:.0%}",
+        kept >= GOODPUT,
     )
 
 

@@ -19,8 +19,9 @@ def as_markdown(findings: Findings, checks: Sequence[Check], picture: str | None
     about = findings.about
     lines = ["# Load", "", f"{about['machine']}.", ""]
     lines += [
-        f"Model `{about['model']}`, rollouts of {about['frames']} frames with {about['steps']} denoise steps a "
-        f"chunk, over HTTP. {findings.capacity[0]} rollouts may be active and {findings.capacity[1]} wait.",
+        f"Model `{about['model']}` in {about['dtype']}, rollouts of {about['frames']} frames with "
+        f"{about['steps']} denoise steps a chunk, over HTTP. At most {about['max_batch']} rows a call; "
+        f"{findings.capacity[0]} rollouts may be active and {findings.capacity[1]} wait.",
         "",
     ]
     lines += _checks(checks)
@@ -165,17 +166,18 @@ def _load(load: Load, findings: Findings) -> list[str]:
 
 
 def _overload(findings: Findings) -> list[str]:
-    mean, bound = latency_bounds(findings)
+    mean, bound, found = latency_bounds(findings)
     load, memory = findings.overload, findings.memory
     lines = [
-        f"A burst that fills every place comes first. A full server's mean latency is its places over its "
-        f"rate: {mean:.1f} s (found: {seconds(load.latency.mean)} s). The last in line waits for the others, "
-        f"then takes its turn among the active: {bound:.1f} s (found, p99: {seconds(load.latency.p99)} s).",
+        "A burst that fills every place comes first. A full server's mean latency is its places over its "
+        f"sustainable rate: {mean:.1f} s (found: {seconds(load.latency.mean)} s). The last in line waits for "
+        f"those before it, then takes its turn among the active: {bound:.1f} s at that rate, {found:.1f} s at "
+        f"the rate completed (found, p99: {seconds(load.latency.p99)} s).",
         "",
     ]
     if load.lost:
-        found = ", ".join(f"{count} x {what}" for what, count in load.lost.items())
-        lines += [f"Lost: {found}.", ""]
+        lost = ", ".join(f"{count} x {what}" for what, count in load.lost.items())
+        lines += [f"Lost: {lost}.", ""]
     if memory is not None:
         lines += [
             f"Memory after the first quarter: {memory.level:.1f} MiB, {memory.growth:+.2f} MiB a minute, "
@@ -193,8 +195,9 @@ def _cancellations(findings: Findings) -> list[str]:
     return [
         "## Cancellations",
         "",
-        f"{number} rollouts, waiting or running: {found.deleted} cancelled by DELETE, {found.disconnected} by "
-        f"closing the connection, {found.escaped} ended before. The server counted {found.counted:.0f}.",
+        f"{number} rollouts, waiting or running: {found.deleted} cancelled by DELETE, "
+        f"{found.disconnected} by closing the connection, {found.escaped} ended before. "
+        f"The server counted {found.counted:.0f}.",
         "",
         *table(["", "in line", "active", "memory, MiB"], rows),
     ]
