@@ -21,7 +21,10 @@ WAITS = (0.03, 0.3)
 """Seconds between a request and its cancellation: some rollouts still wait in line, most run."""
 
 REFUSED_SECONDS = 0.1
+"""Before a refused request is made again."""
+
 LOOKS = 5
+"""Samples of memory, of which the median counts."""
 
 
 async def look(client: LoadClient, pid: int | None, calm: Levels | None = None) -> Levels:
@@ -40,7 +43,7 @@ async def look(client: LoadClient, pid: int | None, calm: Levels | None = None) 
         await asyncio.sleep(0.1)
     levels = []
     for _ in range(LOOKS if pid is not None else 0):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         levels.append(resident_memory(pid) if pid is not None else None)
     known = [level for level in levels if level is not None]
     return Levels(*gauges, statistics.median(known) if known else None)

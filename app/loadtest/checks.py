@@ -74,8 +74,9 @@ def rates_at_most_clients(findings: Findings) -> list[float]:
 
 
 def _correctness(findings: Findings) -> Iterator[Check]:
-    failed = sum(point.failed for point in findings.points)
-    yield Check("closed loops: every rollout succeeds", f"{failed} do not", failed == 0, True)
+    for name, rows in (("closed loops", findings.points), ("at once and one by one", findings.batching)):
+        failed = sum(row.failed for row in rows)
+        yield Check(f"{name}: every rollout succeeds", f"{failed} do not", failed == 0, True)
     for name, load in (("steady mix", findings.steady), ("overload", findings.overload)):
         lost = sum(load.lost.values())
         yield Check(

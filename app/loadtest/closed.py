@@ -103,4 +103,5 @@ async def _take_turn(
     use = engine_use((await client.scrape()).since(before), client.work.model)
     await client.forget([*apart, *together])
     backbone = calls_seconds(table, use.sizes) if table else None
-    return Turn(choice.label, rollouts, together_seconds, apart_seconds, backbone, use)
+    failed = sum(not answer.succeeded for answer in (*apart, *together))
+    return Turn(choice.label, rollouts, together_seconds, apart_seconds, backbone, use, failed)

@@ -171,8 +171,8 @@ def _overload(findings: Findings) -> list[str]:
     lines = [
         "A burst that fills every place comes first. A full server's mean latency is its places over its "
         f"sustainable rate: {mean:.1f} s (found: {seconds(load.latency.mean)} s). The last in line waits for "
-        f"those before it, then takes its turn among the active: {bound:.1f} s at that rate, {found:.1f} s at "
-        f"the rate completed (found, p99: {seconds(load.latency.p99)} s).",
+        f"those before it, then takes its turn among the active: {bound:.1f} s at that rate, {found:.1f} s "
+        f"at the rate completed (found, p99: {seconds(load.latency.p99)} s).",
         "",
     ]
     if load.lost:

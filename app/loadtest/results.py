@@ -82,10 +82,11 @@ class Turn:
     """Some equal rollouts at once and the same ones one after another, one time.
 
     Attributes:
-        policy: of all of them.
+        policy, rollouts: of each of both.
         together, apart: wall time of both, in seconds.
         backbone: what the measured table says of the calls made for those at once; ``None`` without one.
         use: of the engine for those at once.
+        failed: rollouts of both that did not succeed.
     """
 
     policy: str
@@ -94,6 +95,7 @@ class Turn:
     apart: float
     backbone: float | None
     use: EngineUse
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Batching:
     """Medians over the turns of a policy.
 
     Attributes:
-        policy: of the rollouts.
+        policy, rollouts: of each turn.
         repeats: turns.
         together, apart: wall time at once and one after another, in seconds.
         of_apart: at once over one after another.
@@ -111,6 +113,7 @@ class Batching:
             within one turn.
         batch: mean rows of a call.
         outside: share of the ticks outside the backbone, if known.
+        failed: rollouts that did not succeed.
     """
 
     policy: str
@@ -125,6 +128,7 @@ class Batching:
     gain_together: float
     batch: float
     outside: float | None
+    failed: int
 
     @property
     def kept_gain(self) -> float:
@@ -272,4 +276,5 @@ def summarise_turns(turns: Sequence[Turn], reference: Sequence[Turn]) -> Batchin
         gain_together=median([r.together / t.together for t, r in zip(turns, reference, strict=True)]),
         batch=median([t.use.batch for t in turns]),
         outside=median(outside) if outside else None,
+        failed=sum(t.failed for t in turns),
     )
