@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from app.loadtest.client import LoadClient
+from app.loadtest.client import LoadClient, Outcome
 from app.loadtest.results import Cancellations, Levels
 from app.loadtest.server import resident_memory
 from app.loadtest.work import PolicyChoice
@@ -78,17 +78,16 @@ async def cancel_many(
     before = await look(client, pid)
     metrics = await client.scrape()
     generator = random.Random(0)
-    outcomes: list[tuple[bool, bool]] = []
+    outcomes: list[Outcome] = []
 
     async def cancel(turns: Iterator[int]) -> None:
         for turn in turns:
             if turn >= number:
                 return
-            deleting = turn % 2 == 0
-            way = client.delete if deleting else client.disconnect
-            while (cancelled := await way(choice, frames, generator.uniform(*WAITS))) is None:
+            way = client.disconnect if turn % 2 else client.delete
+            while (outcome := await way(choice, frames, generator.uniform(*WAITS))) is Outcome.REFUSED:
                 await asyncio.sleep(REFUSED_SECONDS)
-            outcomes.append((deleting, cancelled))
+            outcomes.append(outcome)
             progress(len(outcomes), number)
 
     turns = count()
@@ -96,9 +95,10 @@ async def cancel_many(
     after = await look(client, pid, before)
     grown = (await client.scrape()).since(metrics)
     return Cancellations(
-        deleted=outcomes.count((True, True)),
-        disconnected=outcomes.count((False, True)),
-        escaped=sum(not cancelled for _, cancelled in outcomes),
+        deleted=outcomes.count(Outcome.DELETED),
+        disconnected=outcomes.count(Outcome.DISCONNECTED),
+        escaped=outcomes.count(Outcome.ESCAPED),
+        failed=outcomes.count(Outcome.FAILED),
         counted=grown.total("worldcache_rollouts_total", model=client.work.model, status="cancelled") or 0.0,
         before=before,
         after=after,

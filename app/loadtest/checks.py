@@ -104,6 +104,7 @@ def _correctness(findings: Findings) -> Iterator[Check]:
         _same_gauges(cancelled.before, cancelled.after),
         True,
     )
+    yield Check("cancellations: no request fails", f"{cancelled.failed} do", cancelled.failed == 0, True)
     yield Check(
         "every rollout that DELETE cancels is counted as cancelled",
         f"{cancelled.deleted} deleted and {cancelled.disconnected} disconnected, "

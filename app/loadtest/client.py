@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import httpx
 from app.loadtest.results import Answer
 from app.loadtest.scrape import Scrape
 from app.loadtest.work import PolicyChoice, Work
-from worldcache.errors import InvalidInput, WorldCacheError
+from worldcache.errors import InvalidInput
 
 LIVE = ("queued", "running")
 
@@ -27,6 +28,16 @@ POLL_SECONDS = 0.5
 
 KEEP_SECONDS = 2.0
 """Idle connections are closed before the server does, which would cost a request."""
+
+
+class Outcome(Enum):
+    """What became of a rollout that was to be cancelled."""
+
+    REFUSED = "the server was full"
+    FAILED = "the request or the rollout failed"
+    ESCAPED = "it ended before"
+    DELETED = "cancelled by DELETE"
+    DISCONNECTED = "the connection was closed before an answer came"
 
 
 class LoadClient:
@@ -109,42 +120,32 @@ class LoadClient:
             if answer.rollout_id:
                 await self._http.delete(f"/v1/rollouts/{answer.rollout_id}")
 
-    async def delete(self, choice: PolicyChoice, frames: int, wait: float) -> bool | None:
-        """Ask for a rollout and cancel it by DELETE.
-
-        Returns:
-            Whether it was cancelled (it may have ended before); ``None`` if it was refused.
-        """
+    async def delete(self, choice: PolicyChoice, frames: int, wait: float) -> Outcome:
+        """Ask for a rollout and cancel it by DELETE after a while."""
         body = self.work.body(choice, next(self._seeds), frames)
         response = await self._http.post("/v1/rollouts", json=body, headers={"Prefer": "respond-async"})
         if response.status_code != 202:
-            _check_full(response)
-            return None
+            return Outcome.REFUSED if response.status_code in FULL else Outcome.FAILED
         await asyncio.sleep(wait)
         path = response.headers["Location"]
         rollout = (await self._http.delete(path)).raise_for_status().json()
         if "status" in rollout:
             await self._http.delete(path)
-        return bool(rollout.get("status") == "cancelled")
+        return Outcome.DELETED if rollout.get("status") == "cancelled" else Outcome.ESCAPED
 
-    async def disconnect(self, choice: PolicyChoice, frames: int, wait: float) -> bool | None:
-        """Ask for a rollout and close the connection.
-
-        Returns:
-            Whether it was closed before an answer came; ``None`` if it was refused.
-        """
+    async def disconnect(self, choice: PolicyChoice, frames: int, wait: float) -> Outcome:
+        """Ask for a rollout and close the connection after a while."""
         body = self.work.body(choice, next(self._seeds), frames)
         request = asyncio.create_task(self._http.post("/v1/rollouts", json=body))
         done, _ = await asyncio.wait({request}, timeout=wait)
         if done:
-            response = request.result()
-            if response.status_code == 200:
-                return False
-            _check_full(response)
-            return None
+            status = request.result().status_code
+            if status in FULL:
+                return Outcome.REFUSED
+            return Outcome.ESCAPED if status == 200 else Outcome.FAILED
         request.cancel()
         await asyncio.wait({request})
-        return True
+        return Outcome.DISCONNECTED
 
 
 @asynccontextmanager
@@ -176,16 +177,6 @@ async def describe(http: httpx.AsyncClient, model: str) -> dict[str, Any]:
         )
     answer: dict[str, Any] = response.json()
     return answer
-
-
-def _check_full(response: httpx.Response) -> None:
-    """Accept the refusal of a server that is full.
-
-    Raises:
-        WorldCacheError: it refuses for another reason.
-    """
-    if response.status_code not in FULL:
-        raise WorldCacheError(f"the server refuses a rollout that is to be cancelled: {_message(response)}")
 
 
 def _message(response: httpx.Response) -> str:

@@ -189,15 +189,15 @@ def _overload(findings: Findings) -> list[str]:
 
 def _cancellations(findings: Findings) -> list[str]:
     found = findings.cancellations
-    number = found.deleted + found.disconnected + found.escaped
+    number = found.deleted + found.disconnected + found.escaped + found.failed
     names = ("before", "after")
     rows = [[name, *_levels(levels)] for name, levels in zip(names, (found.before, found.after), strict=True)]
     return [
         "## Cancellations",
         "",
         f"{number} rollouts, waiting or running: {found.deleted} cancelled by DELETE, "
-        f"{found.disconnected} by closing the connection, {found.escaped} ended before. "
-        f"The server counted {found.counted:.0f}.",
+        f"{found.disconnected} by closing the connection, {found.escaped} ended before, "
+        f"{found.failed} failed. The server counted {found.counted:.0f}.",
         "",
         *table(["", "in line", "active", "memory, MiB"], rows),
     ]

@@ -211,6 +211,7 @@ class Cancellations:
         deleted: DELETE answered that they are cancelled.
         disconnected: connections that were closed before an answer.
         escaped: ended before they were cancelled.
+        failed: requests or rollouts that failed.
         counted: cancelled rollouts by the server's counter.
         before, after: levels.
     """
@@ -218,6 +219,7 @@ class Cancellations:
     deleted: int
     disconnected: int
     escaped: int
+    failed: int
     counted: float
     before: Levels
     after: Levels

@@ -69,7 +69,7 @@ def findings(**changes: Any) -> Findings:
         before=CALM,
         after=CALM,
         memory=summarise_memory([(float(t), 500.0) for t in range(100)], 100.0),
-        cancellations=Cancellations(6, 6, 0, 12.0, CALM, CALM),
+        cancellations=Cancellations(6, 6, 0, 0, 12.0, CALM, CALM),
     )  # fmt: skip
     return replace(known, **changes)
 
@@ -139,8 +139,9 @@ def test_a_server_that_keeps_its_promises_passes() -> None:
         ({"overload": load(answer(1.0, 202, state="failed"))}, "overload: no accepted rollout is lost"),
         ({"overload": load(answer(1.0, 0, state="ReadError"))}, "overload: no accepted rollout is lost"),
         ({"after": Levels(0, 1, None)}, "before the overload"),
-        ({"cancellations": Cancellations(6, 6, 0, 12.0, CALM, Levels(2, 0, 500.0))}, "the cancellations"),
-        ({"cancellations": Cancellations(6, 6, 0, 5.0, CALM, CALM)}, "counted as cancelled"),
+        ({"cancellations": Cancellations(6, 6, 0, 0, 12.0, CALM, Levels(2, 0, 500.0))}, "the cancellations"),
+        ({"cancellations": Cancellations(6, 6, 0, 1, 12.0, CALM, CALM)}, "no request fails"),
+        ({"cancellations": Cancellations(6, 6, 0, 0, 5.0, CALM, CALM)}, "counted as cancelled"),
     ],
 )
 def test_what_must_hold_anywhere_is_held(changes: dict[str, Any], words: str) -> None:
@@ -155,7 +156,7 @@ def test_slowness_is_told_and_is_no_fault() -> None:
         findings(
             batching=[summarise_turns(slow, slow), summarise_turns(kept, slow)],
             memory=summarise_memory([(float(t), 500.0 + t) for t in range(100)], 100.0),
-            cancellations=Cancellations(6, 6, 0, 12.0, CALM, Levels(0, 0, 600.0)),
+            cancellations=Cancellations(6, 6, 0, 0, 12.0, CALM, Levels(0, 0, 600.0)),
         )
     )
     assert not broken(checks)
@@ -186,7 +187,7 @@ def test_what_was_not_measured_is_not_made_up() -> None:
         backbone={},
         memory=None,
         overload=load(answer(1.0, 503, retry_after=True)),
-        cancellations=Cancellations(1, 0, 0, 1.0, unknown, unknown),
+        cancellations=Cancellations(1, 0, 0, 0, 1.0, unknown, unknown),
         batching=[
             summarise_turns([replace(turn("none", 1.0, 2.0), backbone=None)], [turn("none", 1.0, 2.0)])
         ],
