@@ -35,6 +35,8 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
         _dress(axis, title, ticks)
     left.set_ylim(bottom=0)
     right.set_yscale("log")
+    for place in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        place(lambda value, _: f"{value:g}")
     left.legend(frameon=False, fontsize=9.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, facecolor="white")

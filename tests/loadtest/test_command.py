@@ -19,9 +19,7 @@ from worldcache.models.base import Row
 
 ROOT = Path(__file__).parents[2]
 PRETRAINED = Path(worldcache.__file__).parent / "models" / "doom" / "pretrained"
-SECTIONS = (
-    "Claims", "Closed loops", "Steady mix", "Overload", "Cancellations", "4 at once",
-)  # fmt: skip
+SECTIONS = ("Claims", "Closed loops", "4 at once", "Steady mix", "Overload", "Cancellations")
 PLACES = ("--max-active", "4", "--max-queue", "4")
 
 
@@ -33,7 +31,8 @@ def run(url: str, folder: Path, *options: str) -> int:
 
 def test_a_server_under_load_keeps_its_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(ToyWorldModel(delay=0.02), max_active=4, max_queue=4) as client:
-        assert run(str(client.base_url), tmp_path, "--pid", str(os.getpid())) == 0
+        policies = ("--policies", "none,forecast:full_steps=3")
+        assert run(str(client.base_url), tmp_path, "--pid", str(os.getpid()), *policies) == 0
     assert "wrote" in capsys.readouterr().out
     text = (tmp_path / "load.md").read_text()
     for section in SECTIONS:
@@ -41,7 +40,7 @@ def test_a_server_under_load_keeps_its_promises(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "load.png").exists()
     found = json.loads((tmp_path / "load.json").read_text())
     assert {(p["policy"], p["clients"]) for p in found["points"]} == {
-        (policy, clients) for policy in ("none", "worldcache", "forecast full_steps=3") for clients in (1, 4)
+        (policy, clients) for policy in ("none", "forecast full_steps=3") for clients in (1, 4)
     }
     overload = found["overload"]
     assert set(overload["statuses"]) <= {"200", "202", "429", "503"}
@@ -69,7 +68,8 @@ def test_a_server_whose_rollouts_fail_does_not_pass(
         assert run(str(client.base_url), tmp_path, "--policies", "none") == 2
     message = capsys.readouterr().err
     assert "closed loops: every rollout succeeds" in message
-    assert "overload: 200, 202" in message
+    # one that fails is answered by 500, or is lost if it was accepted before
+    assert "overload: 200, 202" in message or "overload: no accepted rollout is lost" in message
     assert "**no**" in (tmp_path / "load.md").read_text()
 
 
@@ -99,7 +99,8 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.slow
 @pytest.mark.skipif(not PRETRAINED.exists(), reason="the pretrained model is not in this checkout")
 def test_the_command_starts_a_server_of_its_own(tmp_path: Path) -> None:
-    options = ["--policies", "none,forecast:full_steps=2", "--steps", "4", "--cancellations", "6"]
+    options = ["--policies", "none,forecast:full_steps=2", "--steps", "4", "--together", "2"]
+    options += ["--concurrency", "1,2", "--overload", "1", "--cancellations", "6"]
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", "loadtest", "--short", *options, "--output", tmp_path / "load.md"],
         cwd=ROOT,
