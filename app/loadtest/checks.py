@@ -117,9 +117,10 @@ def _correctness(findings: Findings) -> Iterator[Check]:
 def _batching(findings: Findings) -> Iterator[Check]:
     for row in findings.batching:
         name = f"`{row.policy}`, {row.rollouts} at once"
+        own = f" ({row.of_backbone:.3f} of the server's own)"
         yield Check(
             f"{name}: wall time at most {WALL_OVER_BACKBONE} of the table's backbone time",
-            "not measured" if row.of_table is None else f"{row.of_table:.3f}",
+            "not measured" if row.of_table is None else f"{row.of_table:.3f}{own}",
             None if row.of_table is None else row.of_table <= WALL_OVER_BACKBONE,
         )
         yield Check(f"{name}: faster than one after another", f"{row.of_apart:.3f}", row.of_apart < 1)

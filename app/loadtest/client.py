@@ -23,8 +23,10 @@ LIVE = ("queued", "running")
 FULL = (429, 503)
 """Statuses of a server that has no room for a request."""
 
-POLL_SECONDS = 0.5
-"""Between two looks at an asynchronous rollout."""
+POLL_SECONDS = (0.2, 2.0)
+"""Between two looks at an asynchronous rollout: at first, and at most, so that looking costs little."""
+
+POLL_GROWTH = 1.5
 
 KEEP_SECONDS = 2.0
 """Idle connections are closed before the server does, which would cost a request."""
@@ -100,8 +102,10 @@ class LoadClient:
 
     async def _poll(self, answer: Answer, location: str) -> Answer:
         """Look until an accepted rollout has ended."""
+        wait, longest = POLL_SECONDS
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(wait)
+            wait = min(longest, POLL_GROWTH * wait)
             try:
                 response = await self._http.get(location)
             except httpx.TransportError as error:
@@ -195,6 +199,5 @@ def _filled(answer: Answer, rollout: dict[str, Any]) -> Answer:
         state=rollout["status"],
         queue=(stats["queue_ms"] or 0.0) / 1000,
         first_frame=(stats["first_frame_ms"] or 0.0) / 1000,
-        frames=rollout["frames_done"],
         rollout_id=rollout["id"],
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from app.loadtest.results import Point
 from worldcache.bench.plot import GRID, INK, LOOKS, MUTED
+
+SPARE = ("#8250df", "#2da44e", "#bf8700", "#bc4c00", "#1b7c83")
+"""Colours of policies that the benchmark does not draw."""
 
 
 def plot_points(points: Sequence[Point], path: Path) -> None:
@@ -18,7 +22,7 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    spare = iter(["#8250df", "#2da44e", "#bf8700", "#bc4c00", "#1b7c83"] * len(points))
+    spare = cycle(SPARE)
     for policy in dict.fromkeys(point.policy for point in points):
         mine = [point for point in points if point.policy == policy]
         clients = [point.clients for point in mine]

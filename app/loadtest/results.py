@@ -24,7 +24,6 @@ class Answer:
         later: it was asked for with ``Prefer: respond-async``.
         latency: seconds to the end: the client's own, or the server's for an asynchronous rollout.
         queue, first_frame: seconds, by the server.
-        frames: that were generated.
         rollout_id: empty if none is known.
     """
 
@@ -38,7 +37,6 @@ class Answer:
     latency: float = 0.0
     queue: float = 0.0
     first_frame: float = 0.0
-    frames: int = 0
     rollout_id: str = ""
 
     @property

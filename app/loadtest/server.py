@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -44,7 +46,7 @@ def start_server(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
     port = _free_port()
     variables = [f"WORLDCACHE_{name.upper()}={value}" for name, value in settings.items()]
     serve = [sys.executable, "-m", "app.cli", "serve", "--host", HOST, "--port", str(port)]
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, _ending_in_order():
         process = subprocess.Popen(["env", *variables, *serve], stdout=log, stderr=subprocess.STDOUT)
         try:
             url = f"http://{HOST}:{port}"
@@ -57,6 +59,23 @@ def start_server(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM end this process as an exit does, so that it takes its server with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may decide about signals
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _free_port() -> int:

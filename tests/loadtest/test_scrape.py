@@ -57,3 +57,15 @@ def test_time_outside_the_backbone_is_a_share_of_the_ticks() -> None:
     known = EngineUse(1, 1, {1: 1}, 0.9, 1.0, 0.3)
     assert known.outside == pytest.approx(0.1)
     assert EngineUse(1, 1, {1: 1}, 0.9, None, None).outside is None
+
+
+def test_ticks_and_decoding_are_read_where_the_service_tells_them() -> None:
+    text = "".join(
+        f"# TYPE worldcache_{name}_seconds histogram\n"
+        f'worldcache_{name}_seconds_bucket{{model="toy",le="+Inf"}} 1\n'
+        f'worldcache_{name}_seconds_count{{model="toy"}} 1\n'
+        f'worldcache_{name}_seconds_sum{{model="toy"}} {value}\n'
+        for name, value in (("tick", 2.0), ("decode", 0.25), ("backbone", 1.5))
+    )
+    use = engine_use(Scrape.parse(text), "toy")
+    assert (use.tick_seconds, use.decode_seconds, use.outside) == (2.0, 0.25, 0.25)
