@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint format typecheck clean
+.PHONY: help setup run test drills lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+drills: setup ## measure the service under load, into benchmarks/load.md; takes a quarter of an hour
+	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ import worldcache
 from app.bench import add_bench
 from app.calibrate import add_calibrate
 from app.files import ENCODERS, Encoder
+from app.loadtest.command import add_loadtest
 from app.options import add_model_options, given, make_console, positive
 from app.train import add_train
 from worldcache.errors import InvalidInput, ModelLoadError, WorldCacheError
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     for add in (_add_serve, _add_rollout, _add_models, _add_policies, add_train, add_bench, add_calibrate):
         add(commands)
+    add_loadtest(commands)
     return parser
 
 
