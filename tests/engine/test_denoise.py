@@ -132,8 +132,8 @@ def test_errors_are_measured_where_a_streak_ends() -> None:
     assert stats.decisions == "F.F.F"
     assert stats.fallbacks == 0
     expected = ((0.4**2 + 0.4**2) / (0.6**2 + 0.2**2)) ** 0.5
-    assert stats.modalities["rgb"].error == pytest.approx(expected)
-    assert stats.modalities["depth"].error == pytest.approx(expected)
+    assert stats.modalities["rgb"].error == pytest.approx(expected, rel=1e-5)
+    assert stats.modalities["depth"].error == pytest.approx(expected, rel=1e-5)
     assert (stats.modalities["rgb"].tokens, stats.modalities["depth"].tokens) == (12, 4)
     assert (stats.modalities["rgb"].skipped, stats.modalities["depth"].skipped) == (24, 8)
 

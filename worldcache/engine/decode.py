@@ -21,8 +21,21 @@ def run_now(job: Job) -> None:
     job()
 
 
+def settle_num_threads(count: int) -> None:
+    """Give the calling thread its number of threads for parallel operations.
+
+    Torch keeps the number for each thread, but takes it from the latest call anywhere when a thread first
+    asks; so threads that call this are started one after the other.
+    """
+    torch.set_num_threads(count)
+    torch.get_num_threads()
+
+
 class DecodeThread:
     """Runs jobs one after the other, in the order they came. On CUDA it has a stream of its own.
+
+    Its parallel operations are not: a second pool of workers on the same cores would make every operation of
+    the engine's many times slower, as threads that outnumber the cores have to be woken each time.
 
     A job must not raise, and must have brought its results to the host when it returns.
 
@@ -35,9 +48,11 @@ class DecodeThread:
         self._device = device
         self._jobs: queue.Queue[tuple[Job, torch.cuda.Event | None] | None] = queue.Queue(DEPTH)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._settled = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
+        self._settled.wait()
 
     def submit(self, job: Job) -> None:
         """Run ``job`` after all work that the caller has given to the device so far."""
@@ -55,6 +70,8 @@ class DecodeThread:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        settle_num_threads(1)
+        self._settled.set()
         with self._own_stream():
             while (entry := self._jobs.get()) is not None:
                 job, ready = entry

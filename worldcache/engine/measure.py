@@ -19,8 +19,8 @@ class PredictionErrors:
 
     def add(self, predicted: Tensor, output: Tensor) -> None:
         """Compare a prediction with the output that was computed for its step, both ``[N, d]``."""
-        both = torch.stack([predicted - output, output]).square().sum(dim=-1)
-        sums = self._layout.sums(both)
+        norms = [torch.linalg.vector_norm(values, dim=-1) for values in (predicted - output, output)]
+        sums = self._layout.sums(torch.stack(norms).square_())
         self._sums = sums if self._sums is None else self._sums + sums
 
     def read(self) -> dict[str, float | None]:

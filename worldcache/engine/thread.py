@@ -9,7 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from worldcache.engine.decode import DecodeThread
+import torch
+
+from worldcache.engine.decode import DecodeThread, settle_num_threads
 from worldcache.engine.engine import Engine
 from worldcache.engine.rollout import Listener, Rollout, RolloutRequest
 from worldcache.errors import WorldCacheError
@@ -31,6 +33,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine, decoder: DecodeThread | None = None, name: str = "engine") -> None:
         self._engine, self._decoder = engine, decoder
+        self._num_threads, self._settled = torch.get_num_threads(), threading.Event()
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._closed = threading.Event()
@@ -39,6 +42,7 @@ class EngineThread:
         if self._decoder is not None:
             self._decoder.start()
         self._thread.start()
+        self._settled.wait()
 
     def submit(self, model: WorldModel, request: RolloutRequest, listener: Listener) -> Rollout:
         """Queue a rollout. ``listener`` hears of it on the engine's thread.
@@ -89,6 +93,8 @@ class EngineThread:
             self._decoder.close(timeout)
 
     def _run(self) -> None:
+        settle_num_threads(self._num_threads)
+        self._settled.set()
         while self._serve_inbox():
             try:
                 self._engine.tick()
