@@ -93,6 +93,8 @@ class RolloutService:
             try:
                 self._check_open()
                 request, choice = await self._prepare(body, caller, lease.model)
+                full_steps = self._dispatcher.full_steps(lease.model, request)
+                expected = self._dispatcher.expect(lease.model, request, full_steps)
                 job = self._dispatcher.submit(lease.model, request)
             except BaseException:
                 lease.release()
@@ -113,6 +115,7 @@ class RolloutService:
             deadline_at=None if request.deadline is None else _wall_clock(request.deadline),
             chosen=None if request.deadline is None else describe(request.policy),
             replaced_preset=choice.replaced,
+            expected_seconds=expected,
         )
         live = LiveRollout(record, job)
         self._live[record.id] = live

@@ -29,6 +29,7 @@ class RolloutRecord:
         deadline_ms: as the client gave it; ``deadline_at`` in seconds since the epoch.
         deadline_met: known at the end.
         chosen: the policy that the deadline was to be met with.
+        expected_seconds: that it was expected to take when it was accepted, the line included.
         replaced_preset: that was asked for, if audits had it replaced.
     """
 
@@ -54,6 +55,7 @@ class RolloutRecord:
     deadline_met: bool | None = None
     chosen: str | None = None
     replaced_preset: str | None = None
+    expected_seconds: float | None = None
 
     @property
     def live(self) -> bool:

@@ -76,6 +76,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
         "steps_full": stats.steps_full,
         "steps_cached": stats.steps_cached,
         "skip_ratio": round(stats.skip_ratio, 6),
+        "expected_ms": seconds_to_ms(record.expected_seconds),
         "queue_ms": seconds_to_ms(stats.queue_seconds),
         "first_frame_ms": seconds_to_ms(stats.first_frame_seconds),
         "latency_ms": seconds_to_ms(latency),

@@ -60,6 +60,14 @@ def test_what_cannot_be_met_is_refused_with_what_could(measured: httpx.Client) -
     assert post(measured, timed(deadline_ms=2 * needed)).status_code == 200
 
 
+def test_the_answer_says_what_was_expected(measured: httpx.Client) -> None:
+    body = timed(cache={"policy": "forecast", "full_steps": 5})
+    first = post(measured, body, **ASYNC).json()["stats"]["expected_ms"]
+    behind = post(measured, body).json()["stats"]
+    assert 2 * 5 * DELAY * 1000 <= first < 20 * 5 * DELAY * 1000
+    assert behind["expected_ms"] > first
+
+
 def test_a_policy_of_the_clients_own_is_kept_or_refused(measured: httpx.Client) -> None:
     held = post(measured, timed(deadline_ms=30_000, cache={"policy": "interval", "interval": 10}))
     assert held.json()["stats"]["deadline"]["chosen"] == "interval, interval 10"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from tests.engine.listening import Listener, finish, request, submit
 from tests.toy import ToyWorldModel
 from worldcache.core import RolloutStarted
 from worldcache.engine.engine import Engine, Limits, Tick
 from worldcache.engine.line import WaitingLine
 from worldcache.engine.rollout import Priority, Rollout
+from worldcache.models.base import Row
 
 
 def rollout(client: str, priority: Priority = Priority.STANDARD) -> Rollout:
@@ -109,3 +112,22 @@ def test_guidance_and_longer_memories_need_more() -> None:
     assert need("none") == 5 * output
     assert need("worldcache") == 7 * output
     assert need("worldcache", guidance_scale=3.0) == 10 * output
+
+
+class WideWorldModel(ToyWorldModel):
+    """Its rows share no call with those of the toy model."""
+
+    def batch_key(self, row: Row) -> Hashable:
+        return ("wide", super().batch_key(row))
+
+
+def test_rows_that_cannot_share_a_call_take_turns() -> None:
+    narrow, wide, order = ToyWorldModel(), WideWorldModel(), list[str]()
+    narrow.before_evaluate = lambda rows: order.append(f"narrow {len(rows)}")
+    wide.before_evaluate = lambda rows: order.append(f"wide {len(rows)}")
+    engine = Engine()
+    submit(engine, narrow, *(request(frames=4, steps=5, priority=Priority.INTERACTIVE) for _ in range(2)))
+    submit(engine, wide, *(request(frames=4, steps=5) for _ in range(3)))
+    while not engine.idle:
+        engine.tick()
+    assert order == ["narrow 2", "wide 3"] * 5

@@ -157,22 +157,21 @@ class Engine:
         return fits and len(busy) < self.limits.max_active and rollout.request.priority < Priority.IDLE
 
     def _next_batch(self) -> list[Rollout]:
-        """Rollouts whose rows share a call, urgent ones first and then the longest waiting.
+        """Rollouts whose rows share a call; they move to the back.
 
-        They move to the back. Idle ones take part only if there is nothing else to do.
+        The one that has waited longest says what kind of rows it is, so that kinds take turns. Among its
+        kind urgent ones go first. Idle ones take part only if there is nothing else to do.
         """
+        wanted = [other for other in self._active if other.request.priority < Priority.IDLE]
+        kinds = [(rollout, _batch_key(rollout)) for rollout in wanted or self._active]
+        group = [rollout for rollout, key in kinds if key == kinds[0][1]]
         batch: list[Rollout] = []
-        size, most, key = 0, self.limits.max_batch, None
-        for rollout in sorted(self._active, key=lambda rollout: rollout.request.priority):
-            if batch and batch[0].request.priority < Priority.IDLE == rollout.request.priority:
-                break
-            rows = rollout.rows()
-            its_key = rollout.model.batch_key(rows[0])
-            if key is None:
-                key, most = its_key, max(len(rows), self._caps.get(its_key, self.limits.max_batch))
-            if its_key == key and size + len(rows) <= most:
+        size = 0
+        for rollout in sorted(group, key=lambda rollout: rollout.request.priority):
+            rows = len(rollout.rows())
+            if not batch or size + rows <= self._caps.get(kinds[0][1], self.limits.max_batch):
                 batch.append(rollout)
-                size += len(rows)
+                size += rows
         for rollout in batch:
             self._active.remove(rollout)
             self._active.append(rollout)
@@ -241,3 +240,7 @@ class Engine:
             self._active.remove(rollout)
         self._waiting.remove(rollout)
         rollout.end("failed", as_rollout_error(error))
+
+
+def _batch_key(rollout: Rollout) -> Hashable:
+    return rollout.model.batch_key(rollout.rows()[0])
