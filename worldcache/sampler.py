@@ -6,6 +6,7 @@ A sampler is made for one chunk and dropped with it. Everything a step needs on 
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -54,6 +55,12 @@ class FlowMatchSampler:
         levels = scheduler.sigmas.tolist()
         euler = not scheduler.config.stochastic_sampling
         self.deltas = tuple(after - before for before, after in pairwise(levels)) if euler else None
+
+    def fresh(self) -> FlowMatchSampler:
+        """Another one with the same schedule, for another chunk; of one that has taken no step."""
+        other = copy(self)
+        other._scheduler = copy(self._scheduler)
+        return other
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         step: Tensor = self._scheduler.step(

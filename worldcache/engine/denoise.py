@@ -74,13 +74,12 @@ class ChunkDenoiser:
         branches = (False, True) if self._guided else (False,)
         return [Row(self.latent, timestep, self.condition, unconditional) for unconditional in branches]
 
-    def take(self, outputs: Tensor) -> Tensor:
-        """First half of a FULL step: learn from ``outputs`` ``[branches, *latent.shape]``.
+    def take(self, tokens: Tensor) -> Tensor:
+        """First half of a FULL step: learn from the rows' outputs, tokens ``[branches * N, d]``.
 
         Returns:
             Evidence for :meth:`advance`, float32 on the device, as :meth:`Policy.learn` returns it.
         """
-        tokens = self.model.to_tokens(outputs)
         if self._decisions and self._decisions[-1] == ".":
             self._errors.add(self.policy.predict(self._state, self.step, self._inputs), tokens)
         evidence = self.policy.learn(self._state, self.step, tokens, self._inputs)

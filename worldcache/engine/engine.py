@@ -178,12 +178,14 @@ class Engine:
         return batch
 
     def _evaluate(self, batch: list[Rollout]) -> list[tuple[Rollout, Tensor]]:
-        """Each rollout's outputs. A batch that fails is halved, until the one at fault fails alone."""
+        """Each rollout's outputs as tokens. A batch that fails is halved, until one fails alone."""
         rows = [rollout.rows() for rollout in batch]
         model, watch = batch[0].model, Stopwatch(batch[0].model.device)
         watch.start()
         try:
             outputs = model.evaluate([row for group in rows for row in group])
+            watch.stop()
+            tokens = model.to_tokens(outputs)
         except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)
@@ -191,9 +193,10 @@ class Engine:
             logger.warning("a batch of %d rollouts failed and is halved: %s", len(batch), error)
             short_of_memory = is_out_of_memory(error)
         else:
-            watch.stop()
             self._calls.append((len(outputs), watch))
-            return list(zip(batch, outputs.split([len(group) for group in rows]), strict=True))
+            parts = tokens.split([len(group) * len(tokens) // len(outputs) for group in rows])
+            # each gets its own: a part that a policy keeps would keep the whole batch
+            return [(rollout, part.clone()) for rollout, part in zip(batch, parts, strict=True)]
         middle = len(batch) // 2
         if short_of_memory:  # not while the exception is handled: it keeps the memory
             self._make_room(model.batch_key(rows[0][0]), sum(map(len, rows[:middle])), model.device)

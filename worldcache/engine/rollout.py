@@ -138,10 +138,10 @@ class Rollout:
         assert self._denoiser is not None
         return self._denoiser.rows()
 
-    def take(self, outputs: Tensor) -> Tensor:
-        """Hand in the rows' outputs; returns evidence to be read by the host."""
+    def take(self, tokens: Tensor) -> Tensor:
+        """Hand in the rows' outputs as tokens; returns evidence to be read by the host."""
         assert self._denoiser is not None
-        return self._denoiser.take(outputs)
+        return self._denoiser.take(tokens)
 
     def advance(self, evidence: Sequence[float], seconds: float) -> None:
         """Go on to the next FULL step, finishing the chunk on the way if it is done.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,9 @@ from worldcache.models.graphs import BatchFunction, BatchGraphs, batch_sizes
 from worldcache.models.transfer import to_device, to_host
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import FlowMatchSampler, Sampler
+
+MAX_SCHEDULES = 32
+"""Schedules that are remembered, by number of steps: making one takes longer than a policy's FULL step."""
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The weights that ship with the package."""
@@ -89,6 +92,7 @@ class DoomWorldModel(WorldModel):
         self._backbone: BatchFunction = partial(_velocity, self.transformer)
         self._warm_sizes: tuple[int, ...] = (1,)
         self._scheduler = scheduler
+        self._schedules = lru_cache(maxsize=MAX_SCHEDULES)(self._new_sampler)
         self._starts = starts
         self._depth_max = float(world["depth_max"])
         config = transformer.config
@@ -173,6 +177,9 @@ class DoomWorldModel(WorldModel):
         return to_device(torch.randn(shape, generator=generator), self.device)
 
     def sampler(self, num_steps: int) -> Sampler:
+        return self._schedules(num_steps).fresh()
+
+    def _new_sampler(self, num_steps: int) -> FlowMatchSampler:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config)
         return FlowMatchSampler(scheduler, num_steps)
 
