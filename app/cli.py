@@ -243,6 +243,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from app.main import create_app
     from app.settings import Settings, check_binding
+    from worldcache.engine.allocator import keep_freed_memory
 
     try:
         settings = Settings(**given(arguments, "host", "port", "models", "devices", "dtype", "insecure"))
@@ -251,6 +252,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         name = ".".join(str(part) for part in problem["loc"])
         raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
     check_binding(settings)
+    keep_freed_memory()
     uvicorn.run(
         create_app(settings),
         host=settings.host,
