@@ -19,6 +19,9 @@ Image: TypeAlias = NDArray[Any] | bytes | str | os.PathLike[str]
 """An array, a file's bytes, base64 or a data URI, or a path."""
 
 
+FILE = (bytes, str, os.PathLike)
+
+
 class RolloutFields(TypedDict, total=False):
     """What can be asked of a rollout. What is left out or ``None`` is the server's choice.
 
@@ -65,7 +68,7 @@ def encode_rollout(fields: RolloutFields) -> bytes:
         InvalidInput: no request can be made of a value.
     """
     unknown = sorted(fields.keys() - RolloutFields.__annotations__.keys())
-    missing = sorted(RolloutFields.__required_keys__ - fields.keys())
+    missing = [name for name in ("model", "actions") if fields.get(name) is None]
     if unknown or missing:
         raise TypeError(f"a rollout has no {', '.join(unknown)}" if unknown else f"give {', '.join(missing)}")
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
@@ -98,17 +101,21 @@ def _observation(given: Mapping[str, Any]) -> Any:
 
 def _files(images: Any, axes: int, encode: Callable[[NDArray[Any]], bytes]) -> list[str]:
     """Images as base64; an array with ``axes`` axes is one of them."""
-    single = images.ndim == axes if isinstance(images, np.ndarray) else isinstance(images, Image)
+    single = images.ndim == axes if isinstance(images, np.ndarray) else isinstance(images, FILE)
     return [_file(image, encode) for image in ([images] if single else images)]
 
 
 def _file(image: Image, encode: Callable[[NDArray[Any]], bytes]) -> str:
     if isinstance(image, str):
         return image
-    if isinstance(image, os.PathLike):
+    if isinstance(image, np.ndarray):
+        data = encode(image)
+    elif isinstance(image, bytes):
+        data = image
+    elif isinstance(image, os.PathLike):
         data = Path(image).read_bytes()
     else:
-        data = encode(image) if isinstance(image, np.ndarray) else bytes(image)
+        raise InvalidInput(f"an image is an array, bytes, base64 or a path, not {type(image).__name__}")
     return base64.b64encode(data).decode()
 
 
