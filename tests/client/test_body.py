@@ -116,6 +116,6 @@ def test_arrays_need_pillow_and_files_do_not(monkeypatch: pytest.MonkeyPatch) ->
         return importing(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without_pillow)
-    with pytest.raises(PillowMissing, match="pip install pillow"):
+    with pytest.raises(PillowMissing, match="pip install 'worldcache"):
         encoded(start=None, frames=RGB)
     assert encoded(start=None, frames=b"abc")["observation"]["frames"] == ["YWJj"]
