@@ -84,24 +84,17 @@ class Reply:
 
     def error(self) -> ApiError:
         """The refusal that this is."""
-        code, message, param, request_id = (
-            f"http_{self.status}",
-            self._shown() or "no reason given",
-            None,
-            None,
-        )
         try:
             envelope = json.loads(self.content)["error"]
             code, message = str(envelope["code"]), str(envelope["message"])
-            param, request_id = envelope.get("param"), envelope.get("request_id")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # a proxy's answer: its text is all there is
+        except (ValueError, KeyError, TypeError):  # a proxy's answer: its text is all there is
+            envelope, code, message = {}, f"http_{self.status}", self._shown() or "no reason given"
         return _error_class(self.status, code)(
             self.status,
             code,
             message,
-            param,
-            request_id or self.headers.get("x-request-id"),
+            envelope.get("param"),
+            envelope.get("request_id") or self.headers.get("x-request-id"),
             retry_after=read_retry_after(self.headers.get("retry-after")),
             location=self.headers.get("location"),
         )

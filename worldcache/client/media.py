@@ -23,7 +23,7 @@ def _pillow() -> ModuleType:
     try:
         import PIL.Image
     except ImportError:
-        message = "pictures need pillow: pip install 'worldcache[client]', or use frames() of a finished rollout"
+        message = "pictures need pillow: pip install 'worldcache[client]'; a rollout's frames() do without"
         raise PillowMissing(message) from None
     return PIL.Image
 
