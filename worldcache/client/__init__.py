@@ -1,0 +1,89 @@
+"""The service from Python, over HTTP.
+
+    from worldcache.client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        rollout = client.rollouts.create(model="doom", start="centre", actions=["MOVE_LEFT"] * 32)
+        rollout.frames()["rgb"]       # uint8 [32, 48, 64, 3]
+        rollout.save("dream.mp4")
+
+:class:`AsyncClient` is the same with ``await``. What both do is written once, in modules that do neither
+input nor output: :mod:`exchange <worldcache.client.exchange>` says how.
+"""
+
+from worldcache.client.async_client import AsyncClient, AsyncEventStream, AsyncRollout
+from worldcache.client.errors import (
+    ApiError,
+    BadRequest,
+    ClientError,
+    Conflict,
+    ConnectionFailed,
+    DeadlineError,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    InvalidInput,
+    NotFound,
+    PillowMissing,
+    RateLimited,
+    RolloutCancelled,
+    RolloutError,
+    RolloutFailed,
+    ServerBusy,
+    ServerError,
+    Unauthorized,
+    UnexpectedAnswer,
+    WaitedTooLong,
+)
+from worldcache.client.events import Chunk, Done, Event, Frame, Picture, Status
+from worldcache.client.retries import Retries
+from worldcache.client.sync_client import Client, EventStream, Rollout
+from worldcache.client.types import (
+    ActionSpace,
+    ChunkStats,
+    ModelDescription,
+    PolicyDescription,
+    RolloutData,
+    RolloutStats,
+)
+
+__all__ = [
+    "ActionSpace",
+    "ApiError",
+    "AsyncClient",
+    "AsyncEventStream",
+    "AsyncRollout",
+    "BadRequest",
+    "Chunk",
+    "ChunkStats",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "ConnectionFailed",
+    "DeadlineError",
+    "DeadlineExceeded",
+    "DeadlineUnreachable",
+    "Done",
+    "Event",
+    "EventStream",
+    "Frame",
+    "InvalidInput",
+    "ModelDescription",
+    "NotFound",
+    "Picture",
+    "PillowMissing",
+    "PolicyDescription",
+    "RateLimited",
+    "Retries",
+    "Rollout",
+    "RolloutCancelled",
+    "RolloutData",
+    "RolloutError",
+    "RolloutFailed",
+    "RolloutStats",
+    "ServerBusy",
+    "ServerError",
+    "Status",
+    "Unauthorized",
+    "UnexpectedAnswer",
+    "WaitedTooLong",
+]
