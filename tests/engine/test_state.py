@@ -69,8 +69,8 @@ def test_a_state_can_be_used_again_and_depends_on_what_led_there(model: WorldMod
     state = first.chunks[0].state
     assert state is not None
     rest = going_on(one, state, 4)
-    together = finish(Engine(), model, rest, replace(rest, actions=(3,) * 4), rest)
-    same, other, again = (listener.rgb() for listener in together)
+    other_rest = replace(rest, actions=(3,) * 4)
+    same, other, again = (finish(Engine(), model, r)[0].rgb() for r in (rest, other_rest, rest))
     assert np.array_equal(same, first.rgb()[4:]) and np.array_equal(again, same)
     assert not np.array_equal(other, same)
     later = replace(rest, state=replace(state, frames=8))
