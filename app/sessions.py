@@ -16,6 +16,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
+from anyio import to_thread
 from pydantic import JsonValue
 
 from app.audit import PresetGuard
@@ -25,11 +26,11 @@ from app.dispatcher import InProcessDispatcher
 from app.errors import ApiError, Unavailable
 from app.metrics import Metrics
 from app.models import ModelHost
-from app.requests import RequestReader, check_modalities, check_start
 from app.schemas import RestoreBody, SessionBody, SnapshotBody
+from app.session_reader import SessionReader, check_rewind, committed_step
 from app.session_store import CommittedStep, Outcome, Session, SessionStore
 from app.settings import Settings
-from app.snapshots import export_state, import_state, naming_the_snapshot, snapshot_of
+from app.snapshots import export_state, import_state, naming_the_snapshot, read_arrays, snapshot_of
 from worldcache.core import ModelInfo, RolloutState
 from worldcache.errors import InvalidInput, RolloutCancelled
 from worldcache.models.base import WorldModel
@@ -78,7 +79,7 @@ class SessionService:
     ) -> None:
         self._settings, self._models, self._dispatcher = settings, models, dispatcher
         self.store, self._metrics, self._guard = store, metrics, guard
-        self._requests = RequestReader(settings)
+        self._reader = SessionReader(settings)
         self._branches = BranchRunner(dispatcher, guard, metrics)
         self._steps: dict[str, _Step] = {}
         self._draining = False
@@ -120,10 +121,10 @@ class SessionService:
         with self._counting_refusals():
             self._check_open()
             self._check_still(session)
-            if (known := self._committed(session, step_id)) is not None:
+            if (known := committed_step(session, step_id)) is not None:
                 await self.store.save(session)
                 return known
-            parsed = self._read_step(session, actions)
+            parsed = self._reader.read_step(session, actions, self.info(session))
             sent = list(actions) * (len(parsed) // len(actions))
             step = _Step(asyncio.create_task(self._take_step(session, sent, parsed, caller)))
             self._steps[session.id] = step
@@ -152,7 +153,7 @@ class SessionService:
         state = session.state
         with self._counting_refusals(), session.in_use():
             self._check_open()
-            parsed = self._read_candidates(session, candidates)
+            parsed = self._reader.read_candidates(session, candidates, self.info(session))
             lease = await self._models.lease(session.model)
             branches: list[Branch] = []
             try:
@@ -197,7 +198,7 @@ class SessionService:
             ApiError: there is no step's end, its state is not kept, or a step is being taken.
         """
         self._check_still(session)
-        _check_rewind(session, to_frame)
+        check_rewind(session, to_frame)
         if to_frame != session.frames:
             kept = list(takewhile(lambda state: state.frames <= to_frame, session.history))
             session.history = deque(kept, maxlen=session.history.maxlen)
@@ -270,9 +271,8 @@ class SessionService:
         lease = await self._models.lease(body.model)
         try:
             model = lease.model
-            session = self._read_session(body, body.frames_per_step, model.info, caller)
-            check_start(body.observation, model.info)
-            observation = await self._requests.read_observation(body.observation, model.info)
+            session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
+            observation = await self._reader.read_observation(body.observation, model.info)
             context = await self._on_device(model, partial(model.begin, observation))
             session.start = RolloutState(context, 0)
             return session
@@ -281,103 +281,18 @@ class SessionService:
 
     async def _restore(self, body: SnapshotBody, caller: Caller) -> Session:
         """A session where a snapshot was taken."""
-        if len(body.actions) > self._settings.session_max_frames:
-            message = f"at most {self._settings.session_max_frames} frames of one session"
-            raise ApiError(422, "too_many_frames", message, param="actions")
         lease = await self._models.lease(body.model)
         try:
             model = lease.model
-            session = self._read_session(body, body.frames_per_step, model.info, caller)
-            if body.frames != len(body.actions) or body.frames % body.frames_per_step:
-                message = (
-                    "frames must be as many as there are actions, and a multiple of frames_per_step, "
-                    f"not {body.frames}"
-                )
-                raise InvalidInput(message, param="frames")
-            model.info.action_space.parse(body.actions)
-            session.actions = list(body.actions)
-            session.start, now = [
-                await self._on_device(model, partial(import_state, model, text, frames, param))
-                for text, frames, param in ((body.start, 0, "start"), (body.context, body.frames, "context"))
-            ]
+            session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
+            session.actions = self._reader.read_past(body, model.info)
+            session.start = await self._import(model, body.start, 0, "start")
+            now = await self._import(model, body.context, body.frames, "context")
             if now.frames:
                 session.history.append(now)
             return session
         finally:
             lease.release()
-
-    def _read_session(
-        self, body: SessionBody | SnapshotBody, frames_per_step: int | None, info: ModelInfo, caller: Caller
-    ) -> Session:
-        """A session without a past, whose start is to be filled in."""
-        terms = self._requests.read_terms(body, info)
-        per_step = info.chunk_frames if frames_per_step is None else frames_per_step
-        if per_step % info.chunk_frames:
-            message = f"frames_per_step must be a multiple of {info.chunk_frames}, not {per_step}"
-            raise InvalidInput(message, param="frames_per_step")
-        self._requests.check_horizon(per_step, "frames_per_step")
-        check_modalities(body.output.modalities, info)
-        return Session(
-            owner=caller.owner,
-            client=caller.client,
-            model=body.model,
-            terms=terms,
-            cache=body.cache,
-            frames_per_step=per_step,
-            output=body.output,
-            metadata=body.metadata,
-            start=RolloutState(None, 0),
-            history=deque(maxlen=self._settings.session_history_steps),
-        )
-
-    def _read_step(self, session: Session, actions: Sequence[JsonValue]) -> tuple[Any, ...]:
-        """A step's actions, one for each frame."""
-        wanted = session.frames_per_step
-        if len(actions) not in (1, wanted):
-            message = f"actions: give {wanted} of them, one a frame, or one for all; not {len(actions)}"
-            raise InvalidInput(message, param="actions")
-        if session.frames + wanted > self._settings.session_max_frames:
-            message = (
-                f"a session has at most {self._settings.session_max_frames} frames; rewind or reset it, "
-                "or begin another one"
-            )
-            raise ApiError(409, "session_full", message)
-        parsed = self.info(session).action_space.parse(actions)
-        return parsed * (wanted // len(parsed))
-
-    def _read_candidates(
-        self, session: Session, candidates: Sequence[Sequence[JsonValue]]
-    ) -> list[tuple[Any, ...]]:
-        """Sequences of actions, each padded to whole steps."""
-        settings, space = self._settings, self.info(session).action_space
-        if len(candidates) > settings.plan_max_candidates:
-            message = f"candidates: at most {settings.plan_max_candidates}, not {len(candidates)}"
-            raise ApiError(422, "too_many_candidates", message, param="candidates")
-        lengths = [-(-len(one) // session.frames_per_step) * session.frames_per_step for one in candidates]
-        for index, length in enumerate(lengths):
-            self._requests.check_horizon(length, f"candidates.{index}")
-        if sum(lengths) > settings.plan_max_frames:
-            message = f"candidates: at most {settings.plan_max_frames} frames in all, not {sum(lengths)}"
-            raise ApiError(422, "too_many_frames", message, param="candidates")
-        parsed = [space.parse(one, param=f"candidates.{index}") for index, one in enumerate(candidates)]
-        return [one + one[-1:] * (length - len(one)) for one, length in zip(parsed, lengths, strict=True)]
-
-    def _committed(self, session: Session, step_id: int | None) -> CommittedStep | None:
-        """The last step, if it is the one that is asked for; ``None`` if that is the next one.
-
-        Raises:
-            ApiError: 409, it is neither, or the last step's frames are not kept.
-        """
-        expected = session.next_step_id
-        if step_id is None or step_id == expected:
-            return None
-        if step_id == session.committed_step_id:
-            if session.last is not None:
-                return session.last
-            reason = f"step {step_id} is committed, but its frames are not kept after a rewind or a restore"
-        else:
-            reason = f"step {step_id} is not the next one"
-        raise ApiError(409, "step_conflict", f"{reason}; go on with step_id {expected}", param="step_id")
 
     async def _take_step(
         self, session: Session, sent: list[JsonValue], actions: tuple[Any, ...], caller: Caller
@@ -419,6 +334,11 @@ class SessionService:
         except (ApiError, InvalidInput) as error:
             return error
 
+    async def _import(self, model: WorldModel, text: str, frames: int, param: str) -> RolloutState:
+        """The state that a snapshot's field holds."""
+        arrays = await to_thread.run_sync(read_arrays, text, param)
+        return await self._on_device(model, partial(import_state, model, arrays, frames, param))
+
     async def _on_device(self, model: WorldModel, function: Callable[[], ResultT]) -> ResultT:
         """Run a function where torch runs for a model's device."""
         return await asyncio.wrap_future(self._dispatcher.call(str(model.device), function))
@@ -449,21 +369,6 @@ class SessionService:
 def _check_not_closed(session: Session) -> None:
     if session.closed:
         raise ApiError(410, "session_gone", f"session {session.id!r} was closed; begin another one")
-
-
-def _check_rewind(session: Session, to_frame: int) -> None:
-    if to_frame > session.frames:
-        message = f"to_frame: the session has {session.frames} frames, fewer than {to_frame}"
-        raise InvalidInput(message, param="to_frame")
-    if to_frame % session.frames_per_step:
-        message = f"to_frame: {to_frame} is no multiple of the {session.frames_per_step} frames of a step"
-        raise InvalidInput(message, param="to_frame")
-    if 0 < to_frame < session.rewind_from_frame:
-        message = (
-            f"the state at frame {to_frame} is not kept any more; rewind to frame 0, or to "
-            f"{session.rewind_from_frame} or later"
-        )
-        raise ApiError(409, "rewind_too_far", message, param="to_frame")
 
 
 def _commit(session: Session, sent: list[JsonValue], outcome: Outcome, seconds: float) -> CommittedStep:

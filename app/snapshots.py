@@ -32,34 +32,40 @@ def export_state(model: WorldModel, state: RolloutState) -> str:
     return base64.b64encode(save(arrays)).decode()
 
 
-def import_state(model: WorldModel, text: str, frames: int, param: str) -> RolloutState:
-    """The state that :func:`export_state` wrote; writes to the device.
-
-    Args:
-        model: that it is for.
-        text: as it was written.
-        frames: that led to it.
-        param: what the text is called.
+def read_arrays(text: str, param: str) -> Mapping[str, NDArray[Any]]:
+    """The arrays of an exported state. Takes milliseconds: not for the event loop.
 
     Raises:
-        InvalidInput: it is no state of the model; ``param`` names what is wrong.
+        InvalidInput: there are none; ``param`` is what the text is called.
     """
-    arrays = _read_arrays(text, param)
-    try:
-        return RolloutState(model.import_context(arrays), frames)
-    except InvalidInput as error:
-        if error.code == "not_supported":
-            raise
-        raise error.at(f"{param}.{error.param}" if error.param else param) from error
-
-
-def _read_arrays(text: str, param: str) -> Mapping[str, NDArray[Any]]:
     try:
         arrays: Mapping[str, NDArray[Any]] = load(base64.b64decode(text, validate=True))
     except (binascii.Error, SafetensorError, KeyError, ValueError, TypeError):
         message = f"{param}: this is no base64 of a safetensors file; send the snapshot as it was answered"
         raise InvalidInput(message, param=param) from None
     return arrays
+
+
+def import_state(
+    model: WorldModel, arrays: Mapping[str, NDArray[Any]], frames: int, param: str
+) -> RolloutState:
+    """The state that :func:`export_state` wrote; writes to the device.
+
+    Args:
+        model: that it is for.
+        arrays: of the state.
+        frames: that led to it.
+        param: what the text was called that had them.
+
+    Raises:
+        InvalidInput: it is no state of the model; ``param`` names what is wrong.
+    """
+    try:
+        return RolloutState(model.import_context(arrays), frames)
+    except InvalidInput as error:
+        if error.code == "not_supported":
+            raise
+        raise error.at(f"{param}.{error.param}" if error.param else param) from error
 
 
 def snapshot_of(
