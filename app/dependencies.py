@@ -13,6 +13,8 @@ from app.errors import NotFound
 from app.metrics import Metrics
 from app.models import ModelHost
 from app.rollouts import RolloutService
+from app.session_store import Session
+from app.sessions import SessionService
 from app.settings import Settings
 from app.store import RolloutRecord, Store
 
@@ -27,6 +29,7 @@ class Services:
     models: ModelHost
     store: Store
     rollouts: RolloutService
+    sessions: SessionService
 
 
 def get_services(request: Request) -> Services:
@@ -63,3 +66,11 @@ async def get_rollout(rollout_id: str, services: AppServices, owner: Owner) -> R
 
 
 OwnRollout = Annotated[RolloutRecord, Depends(get_rollout)]
+
+
+async def get_session(session_id: str, services: AppServices, owner: Owner) -> Session:
+    """The session of the path, if it is open and belongs to whoever asks."""
+    return await services.sessions.store.find(session_id, owner)
+
+
+OwnSession = Annotated[Session, Depends(get_session)]

@@ -26,7 +26,9 @@ from app.middleware import (
 )
 from app.models import ModelHost
 from app.rollouts import RolloutService
-from app.routes import health, models, rollouts, videos
+from app.routes import health, models, rollouts, sessions, videos
+from app.session_store import InMemorySessionStore
+from app.sessions import SessionService
 from app.settings import Settings
 from app.store import InMemoryStore
 from worldcache.engine.engine import Limits
@@ -76,16 +78,28 @@ def create_app(
     )
     auditor = Auditor(settings, guard, host, dispatcher, store, metrics)
     service = RolloutService(settings, host, dispatcher, store, metrics, auditor)
+    session_store = InMemorySessionStore(
+        max_sessions=settings.max_sessions,
+        max_per_client=settings.max_sessions_per_client,
+        ttl_seconds=settings.session_ttl_seconds,
+        retry_after=settings.retry_after_seconds,
+        counted=metrics.sessions_changed,
+    )
+    session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         dispatcher.start()
         loading = asyncio.create_task(host.load_all())
+        sweeping = asyncio.create_task(session_service.keep_swept())
         try:
             yield
         finally:
             await auditor.close()
-            await service.drain(settings.drain_seconds)
+            sweeping.cancel()
+            await asyncio.gather(
+                service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
+            )
             loading.cancel()
             await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)
 
@@ -95,13 +109,13 @@ def create_app(
         description="Action-conditioned rollouts of diffusion world models, most of their steps predicted.",
         lifespan=lifespan,
     )
-    app.state.services = Services(settings, metrics, dispatcher, host, store, service)
+    app.state.services = Services(settings, metrics, dispatcher, host, store, service, session_service)
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(AuthMiddleware, keys=ApiKeys(settings.api_keys))
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, videos, models, health):
+    for module in (rollouts, sessions, videos, models, health):
         app.include_router(module.router)
     return app

@@ -90,6 +90,15 @@ class Metrics:
         self.active_rollouts = Gauge(
             "worldcache_active_rollouts", "Rollouts being computed.", ("model",), registry=registry
         )
+        self.active_sessions = Gauge(
+            "worldcache_active_sessions", "Sessions that are open.", ("model",), registry=registry
+        )
+        self.action_to_frame = self._histogram(
+            "worldcache_action_to_frame_seconds",
+            "From the arrival of a session's step to its first decoded frame.",
+            ("model",),
+            SECONDS,
+        )
         self.rejected = Counter(
             "worldcache_rejected_total",
             "Rollout requests refused although well-formed, by the code of the error.",
@@ -144,7 +153,13 @@ class Metrics:
 
     def add_model(self, model: str) -> None:
         """Show the gauges of a model from the start, not only after its first rollout."""
-        for gauge in (self.queue_depth, self.active_rollouts, self.model_ready, self.model_memory):
+        for gauge in (
+            self.queue_depth,
+            self.active_rollouts,
+            self.active_sessions,
+            self.model_ready,
+            self.model_memory,
+        ):
             gauge.labels(model).set(0)
 
     def ticked(self, tick: Tick) -> None:
@@ -153,6 +168,9 @@ class Metrics:
         for rows, seconds in tick.calls:
             self.backbone_time.labels(tick.model).observe(seconds)
             self.batch_size.labels(tick.model).observe(rows)
+
+    def sessions_changed(self, model: str, change: int) -> None:
+        self.active_sessions.labels(model).inc(change)
 
     def rollout_started(self, model: str, queue_seconds: float) -> None:
         self.queue_time.labels(model).observe(queue_seconds)

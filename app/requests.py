@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from anyio import to_thread
 
 from app.errors import ApiError
 from app.observations import read_observation
-from app.schemas import RolloutBody
+from app.schemas import ObservationBody, RolloutBody, TermsBody
 from app.settings import Settings
-from worldcache.core import ModelInfo
+from worldcache.core import ModelInfo, Observation
 from worldcache.engine.rollout import Priority, RolloutRequest
 from worldcache.errors import UnknownName
 from worldcache.policies.choose import choose_policy
+from worldcache.policies.registry import AnyPolicy
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How to generate, whatever it starts from: fields of :class:`RolloutRequest`."""
+
+    policy: AnyPolicy
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
 
 
 class RequestReader:
@@ -37,42 +50,67 @@ class RequestReader:
         Raises:
             ApiError, InvalidInput: the message names the field at fault.
         """
+        self.check_horizon(len(body.actions), "actions")
+        terms = self.read_terms(body, info)
+        check_modalities(body.output.modalities, info)
+        check_start(body.observation, info)
+        actions = info.action_space.parse(body.actions)
+        return RolloutRequest(
+            await self.read_observation(body.observation, info),
+            actions,
+            terms.policy,
+            terms.seed,
+            terms.num_inference_steps,
+            terms.guidance_scale,
+            client=client,
+            priority=Priority[body.priority.upper()],
+        )
+
+    def check_horizon(self, frames: int, param: str) -> None:
+        """Refuse more frames than one rollout may have."""
+        most = self._settings.max_frames
+        if frames > most:
+            raise ApiError(422, "too_many_frames", f"at most {most} actions, one a frame", param=param)
+
+    def read_terms(self, body: TermsBody, info: ModelInfo) -> Terms:
+        """The terms of a request, completed by the model's defaults; a seed is drawn if there is none.
+
+        Raises:
+            ApiError, InvalidInput: the message names the field at fault.
+        """
         settings = self._settings
         steps = info.num_inference_steps if body.num_inference_steps is None else body.num_inference_steps
         most_steps = min(settings.max_inference_steps, info.max_inference_steps)
         guidance = info.guidance_scale if body.guidance_scale is None else body.guidance_scale
-        if len(body.actions) > settings.max_frames:
-            raise ApiError(
-                422, "too_many_frames", f"at most {settings.max_frames} actions, one a frame", param="actions"
-            )
         if steps > most_steps:
             raise ApiError(422, "too_many_steps", f"at most {most_steps} steps", param="num_inference_steps")
         if guidance > settings.max_guidance_scale:
             message = f"at most {settings.max_guidance_scale}"
             raise ApiError(422, "invalid_value", message, param="guidance_scale")
-        for index, name in enumerate(body.output.modalities or ()):
-            info.modality(name, param=f"output.modalities.{index}")
-        start = body.observation.start
-        if start is not None and start not in info.starts:
-            raise UnknownName("start", start, info.starts, param="observation.start")
-        policy = choose_policy(body.cache, info)
-        actions = info.action_space.parse(body.actions)
-        observation = await to_thread.run_sync(
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        return Terms(choose_policy(body.cache, info), seed, steps, guidance)
+
+    async def read_observation(self, body: ObservationBody, info: ModelInfo) -> Observation:
+        """The observation, decoded.
+
+        Raises:
+            ApiError: the message names the image at fault.
+        """
+        settings = self._settings
+        return await to_thread.run_sync(
             lambda: read_observation(
-                body.observation,
-                info,
-                max_bytes=settings.max_image_bytes,
-                max_pixels=settings.max_image_pixels,
+                body, info, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
             )
         )
-        seed = secrets.randbits(63) if body.seed is None else body.seed
-        return RolloutRequest(
-            observation,
-            actions,
-            policy,
-            seed,
-            steps,
-            guidance,
-            client=client,
-            priority=Priority[body.priority.upper()],
-        )
+
+
+def check_modalities(names: Sequence[str] | None, info: ModelInfo) -> None:
+    """Refuse modalities that the model does not have."""
+    for index, name in enumerate(names or ()):
+        info.modality(name, param=f"output.modalities.{index}")
+
+
+def check_start(body: ObservationBody, info: ModelInfo) -> None:
+    """Refuse a start that the model does not have."""
+    if body.start is not None and body.start not in info.starts:
+        raise UnknownName("start", body.start, info.starts, param="observation.start")

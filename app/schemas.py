@@ -63,14 +63,10 @@ class OutputBody(Body):
     )
 
 
-class RolloutBody(Body):
-    """A rollout request."""
+class TermsBody(Body):
+    """How to generate, whatever it starts from and whatever is to be done."""
 
     model: ShortText = Field(description="Id of a model, as GET /v1/models lists them.")
-    observation: ObservationBody
-    actions: list[JsonValue] = Field(
-        min_length=1, description="One entry per generated frame, in the model's action space."
-    )
     conditioning: dict[str, JsonValue] = Field(
         default_factory=dict, description="Anything else that the model can be conditioned on."
     )
@@ -88,20 +84,8 @@ class RolloutBody(Body):
         description="Name of a preset, or an object with a policy and its parameters; the model's default "
         "preset if left out.",
     )
-    output: OutputBody = Field(default_factory=lambda: OutputBody.model_validate({}))
-    stream: bool = Field(False, strict=True, description="Answer with server-sent events.")
-    deadline_ms: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="Milliseconds from arrival, queueing included. Without cache, the best quality that "
-        "meets them is chosen; what cannot meet them is refused.",
-    )
-    priority: Literal["interactive", "standard", "background"] = Field(
-        "standard", description="What goes first; among equals, clients take turns."
-    )
     metadata: dict[ShortText, Annotated[str, StringConstraints(max_length=512)]] = Field(
-        default_factory=dict, max_length=16, description="Kept with the rollout and returned with it."
+        default_factory=dict, max_length=16, description="Kept and returned as it is."
     )
 
     @model_validator(mode="before")
@@ -117,11 +101,126 @@ class RolloutBody(Body):
         return value
 
 
-class ListQuery(BaseModel):
-    """Query of ``GET /v1/rollouts``."""
+class RolloutBody(TermsBody):
+    """A rollout request."""
+
+    observation: ObservationBody
+    actions: list[JsonValue] = Field(
+        min_length=1, description="One entry per generated frame, in the model's action space."
+    )
+    output: OutputBody = Field(default_factory=lambda: OutputBody.model_validate({}))
+    stream: bool = Field(False, strict=True, description="Answer with server-sent events.")
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Milliseconds from arrival, queueing included. Without cache, the best quality that "
+        "meets them is chosen; what cannot meet them is refused.",
+    )
+    priority: Literal["interactive", "standard", "background"] = Field(
+        "standard", description="What goes first; among equals, clients take turns."
+    )
+
+
+class PageQuery(BaseModel):
+    """Query of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(20, ge=1, le=100)
     after: str | None = Field(None, max_length=64, description="Id after which the page begins.")
+
+
+class ListQuery(PageQuery):
+    """Query of ``GET /v1/rollouts``."""
+
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None
+
+
+class PicturesBody(Body):
+    """How the frames of a session's steps are answered."""
+
+    format: Literal["png", "jpeg"] = Field(
+        "png", description="PNG is exact, with 16 bits of depth; JPEG is smaller."
+    )
+    modalities: list[ShortText] | None = Field(
+        None, min_length=1, max_length=16, description="Which modalities; all of the model's if left out."
+    )
+
+
+class SessionBody(TermsBody):
+    """A new session."""
+
+    observation: ObservationBody
+    frames_per_step: int | None = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Frames of a step: a multiple of the model's chunk_frames, which it is if left out.",
+    )
+    output: PicturesBody = Field(default_factory=lambda: PicturesBody.model_validate({}))
+
+
+class SnapshotBody(TermsBody):
+    """A session as it was written down."""
+
+    object: Literal["session.snapshot"]
+    version: Literal[1]
+    seed: int = Field(ge=0, lt=2**63, strict=True)
+    num_inference_steps: int = Field(ge=1, strict=True)
+    guidance_scale: float = Field(ge=0, allow_inf_nan=False)
+    frames_per_step: int = Field(ge=1, strict=True)
+    output: PicturesBody
+    frames: int = Field(ge=0, strict=True, description="How many there were.")
+    actions: list[JsonValue] = Field(description="That led to them.")
+    start: str = Field(description="The model's context at frame 0: safetensors, as base64.")
+    context: str = Field(description="The same after the last frame.")
+
+
+class RestoreBody(Body):
+    """A session that goes on from a snapshot."""
+
+    snapshot: SnapshotBody
+
+
+class StepBody(Body):
+    """One step of a session."""
+
+    actions: list[JsonValue] = Field(
+        min_length=1, description="One for each of the step's frames, or one for all of them."
+    )
+    step_id: int | None = Field(
+        None,
+        ge=0,
+        strict=True,
+        description="0 for the first step, then one more than the last committed one; repeating that one "
+        "answers the same frames. The next one if left out.",
+    )
+
+
+class PlanBody(Body):
+    """Futures to compare."""
+
+    candidates: list[Annotated[list[JsonValue], Field(min_length=1)]] = Field(
+        min_length=1,
+        description="Sequences of actions; the last one is repeated up to a multiple of frames_per_step.",
+    )
+    frames: Literal["all", "last", "none"] = Field("all", description="Which frames of each are answered.")
+
+
+class RewindBody(Body):
+    """Where a session goes back to."""
+
+    to_frame: int = Field(ge=0, strict=True, description="The end of a step that is kept, or 0.")
+
+
+class SessionChangeBody(Body):
+    """What can be changed about a session."""
+
+    cache: str | dict[str, JsonValue] | None = Field(
+        description="As when it was made, from the next step on; null for the model's default preset."
+    )
+
+
+class NothingBody(Body):
+    """A body without fields."""

@@ -119,6 +119,22 @@ class Settings(BaseSettings):
         15.0, gt=0, description="Silence after which an event stream sends a comment, so that it stays open."
     )
 
+    session_ttl_seconds: float = Field(
+        600.0, gt=0, description="How long a session is kept that nobody uses."
+    )
+    max_sessions: int = Field(128, ge=1, description="Most open sessions; further ones are refused with 503.")
+    max_sessions_per_client: int = Field(
+        32, ge=1, description="Most open sessions of one client; further ones get 429."
+    )
+    session_history_steps: int = Field(
+        32, ge=1, description="Latest steps of a session that it can be rewound to."
+    )
+    session_max_frames: int = Field(
+        100_000, ge=1, description="Most frames of one session; its actions are kept for its snapshots."
+    )
+    plan_max_candidates: int = Field(32, ge=1, description="Most sequences of actions in one plan.")
+    plan_max_frames: int = Field(2048, ge=1, description="Most frames of all sequences of a plan together.")
+
     video_min_height: int = Field(
         240,
         ge=1,

@@ -7,7 +7,6 @@ stream can be read again from any of them for as long as the rollout is kept.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -19,11 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from app.errors import NO_HEADERS, ApiError, error_body
 from app.frames import FrameReader
-from app.media import MEDIA_TYPES, encode_picture
 from app.npz import FrameFile
 from app.rollouts import RolloutService
 from app.store import LIVE, RolloutRecord, Store
-from app.views import Artifacts, chunk_json, count_scale, modalities_of, rollout_error
+from app.views import Artifacts, chunk_json, modalities_of, pictures_json, rollout_error
 from app.waiting import until_gone
 from worldcache.core import ModelInfo
 
@@ -113,7 +111,7 @@ class RolloutEvents:
     ) -> None:
         self._record, self._rollouts, self._artifacts = record, rollouts, artifacts
         self._frames = FrameReader(store, record)
-        self._modalities = [info.modality(name) for name in modalities_of(record, info)]
+        self._info, self._modalities = info, modalities_of(record, info)
         self._keep_alive, self._request_id = keep_alive, request_id
 
     async def read(self, number: int = 0) -> AsyncIterator[bytes]:
@@ -163,14 +161,9 @@ class RolloutEvents:
     def _encode(self, index: int, file: FrameFile, place: int) -> str:
         """A frame with its pictures; blocks."""
         format = "jpeg" if self._record.output.format == "jpeg" else "png"
-        data: dict[str, Any] = {"index": index, "chunk": self._record.chunk_of(index)}
-        for modality in self._modalities:
-            picture = encode_picture(file.read(modality.name, place, place + 1)[0], modality, format)
-            data[modality.name] = f"data:{MEDIA_TYPES[format]};base64,{base64.b64encode(picture).decode()}"
-            scale = count_scale(modality, format)
-            if scale is not None:
-                data[f"{modality.name}_scale"] = scale
-        return json.dumps(data)
+        values = {name: file.read(name, place, place + 1)[0] for name in self._modalities}
+        pictures = pictures_json(values, self._info, format)
+        return json.dumps({"index": index, "chunk": self._record.chunk_of(index), **pictures})
 
     def _envelope(self, error: ApiError) -> dict[str, Any]:
         return error_body(error.code, error.message, error.param, self._request_id)

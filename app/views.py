@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from anyio import to_thread
+from numpy.typing import NDArray
 
 from app.errors import ApiError
 from app.frames import FrameReader
@@ -67,24 +69,35 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
     stats = record.stats or RolloutStats(
         record.policy, tuple(record.chunks), queue_seconds=record.queue_seconds
     )
+    figures = figures_json(
+        stats,
+        record.frames_done,
+        replaced_preset=record.replaced_preset,
+        expected_seconds=record.expected_seconds,
+    )
+    return {**figures, **_deadline_json(record), "chunks": [chunk_json(chunk) for chunk in stats.chunks]}
+
+
+def figures_json(
+    stats: RolloutStats, frames: int, *, replaced_preset: str | None, expected_seconds: float | None
+) -> dict[str, Any]:
+    """What so many frames took, chunks apart."""
     latency = stats.latency_seconds or None
-    frames_per_second = round(record.frames_done / latency, 3) if latency else None
+    frames_per_second = round(frames / latency, 3) if latency else None
     return {
         "policy": stats.policy,
-        "replaced_preset": record.replaced_preset,
+        "replaced_preset": replaced_preset,
         "steps_total": stats.steps_total,
         "steps_full": stats.steps_full,
         "steps_cached": stats.steps_cached,
         "skip_ratio": round(stats.skip_ratio, 6),
-        "expected_ms": seconds_to_ms(record.expected_seconds),
+        "expected_ms": seconds_to_ms(expected_seconds),
         "queue_ms": seconds_to_ms(stats.queue_seconds),
         "first_frame_ms": seconds_to_ms(stats.first_frame_seconds),
         "latency_ms": seconds_to_ms(latency),
         "denoise_ms": seconds_to_ms(stats.denoise_seconds),
         "decode_ms": seconds_to_ms(stats.decode_seconds),
         "frames_per_second": frames_per_second,
-        **_deadline_json(record),
-        "chunks": [chunk_json(chunk) for chunk in stats.chunks],
     }
 
 
@@ -119,6 +132,25 @@ def rollout_error(record: RolloutRecord) -> ApiError:
         error.get("message", "the rollout failed"),
         param=error.get("param"),
     )
+
+
+def pictures_json(values: Mapping[str, NDArray[Any]], info: ModelInfo, format: str) -> dict[str, str | float]:
+    """One frame as data URIs by modality, with the scale of maps; blocks.
+
+    Args:
+        values: the frame of each modality.
+        info: of the model.
+        format: ``png`` or ``jpeg``.
+    """
+    pictures: dict[str, str | float] = {}
+    for name, array in values.items():
+        modality = info.modality(name)
+        picture = encode_picture(array, modality, format)
+        pictures[name] = f"data:{MEDIA_TYPES[format]};base64,{base64.b64encode(picture).decode()}"
+        scale = count_scale(modality, format)
+        if scale is not None:
+            pictures[f"{name}_scale"] = scale
+    return pictures
 
 
 def count_scale(modality: Modality, format: str) -> float | None:

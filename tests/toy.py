@@ -7,17 +7,20 @@ guidance's second branch), so that a rollout is arithmetic on one number.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation, Preset
 from worldcache.errors import InvalidInput, UnknownName
 from worldcache.models.base import Row, WorldModel
+from worldcache.models.context import ArraySpec, check_arrays
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import FlowMatchSampler, Sampler
 
@@ -120,6 +123,14 @@ class ToyWorldModel(WorldModel):
 
     def advance(self, context: tuple[int, ...], latent: Tensor, actions: Sequence[Any]) -> tuple[int, ...]:
         return (*context, *actions)[-self.info.context_frames :]
+
+    def export_context(self, context: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        padded = (*context, *(-1,) * (CHUNK - len(context)))
+        return {"actions": np.array(padded, np.int64)}
+
+    def import_context(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+        check_arrays(arrays, {"actions": ArraySpec(np.dtype(np.int64), (CHUNK,), -1, 3)})
+        return tuple(action for action in arrays["actions"].tolist() if action >= 0)
 
     @property
     def memory_bytes(self) -> int:

@@ -163,6 +163,21 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class RolloutState:
+    """How far a rollout is after some frames: all that is needed to go on from there.
+
+    A value that nobody owns. Contexts are never changed, so any number of rollouts may begin from one.
+
+    Attributes:
+        context: what the model's next chunk is conditioned on, of the model's own type.
+        frames: how many frames led there.
+    """
+
+    context: Any
+    frames: int
+
+
+@dataclass(frozen=True)
 class ModalityStats:
     """How one modality of a chunk was denoised.
 
@@ -250,11 +265,13 @@ class ChunkFinished:
     Attributes:
         first_frame: index of the chunk's first frame in the rollout.
         frames: the frames that belong to the rollout (surplus ones are dropped).
+        state: from which another rollout can go on; ``None`` if surplus frames were dropped.
     """
 
     first_frame: int
     frames: Frames
     stats: ChunkStats
+    state: RolloutState | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from worldcache.core import (
     RolloutEnded,
     RolloutEvent,
     RolloutStarted,
+    RolloutState,
     RolloutStats,
 )
 from worldcache.engine.decode import Job, run_now
@@ -50,7 +51,7 @@ class RolloutRequest:
     """What to generate.
 
     Attributes:
-        observation: where to start.
+        observation: where to start, if not from a state.
         actions: one entry a frame, as the model's action space parses them.
         policy: which steps to compute.
         seed: of all randomness.
@@ -61,9 +62,10 @@ class RolloutRequest:
         deadline: by ``time.monotonic()``, when it is cancelled if it has not ended; ``None`` for never.
         pace: chooses the policy of each chunk anew, from how many chunks are left, this one included,
             and the seconds until the deadline.
+        state: where to go on from instead, as an earlier rollout of the same model and seed left it.
     """
 
-    observation: Observation
+    observation: Observation | None
     actions: tuple[Any, ...]
     policy: Policy[Any, Any]
     seed: int
@@ -73,6 +75,16 @@ class RolloutRequest:
     priority: Priority = Priority.STANDARD
     deadline: float | None = None
     pace: Callable[[int, float], Policy[Any, Any]] | None = None
+    state: RolloutState | None = None
+
+    def __post_init__(self) -> None:
+        if (self.observation is None) == (self.state is None):
+            raise ValueError("a rollout starts either from an observation or from a state")
+
+    @property
+    def frames_before(self) -> int:
+        """Frames that led to where it starts."""
+        return 0 if self.state is None else self.state.frames
 
 
 @dataclass
@@ -122,7 +134,7 @@ class Rollout:
         return token_matrix * (LATENT_COPIES + branches * self.request.policy.kept_outputs)
 
     def start(self, later: Callable[[Job], None] = run_now) -> None:
-        """Leave the queue: read the observation and prepare the first chunk.
+        """Leave the queue: read the observation, unless there is a state, and prepare the first chunk.
 
         Args:
             later: runs what turns a finished chunk into frames, in the order it is given.
@@ -130,7 +142,11 @@ class Rollout:
         self._later = later
         self._stats = replace(self._stats, queue_seconds=time.monotonic() - self.submitted)
         self.listener(RolloutStarted(self._stats.queue_seconds))
-        self._context = self.model.begin(self.request.observation)
+        if self.request.state is not None:
+            self._context = self.request.state.context
+        else:
+            assert self.request.observation is not None
+            self._context = self.model.begin(self.request.observation)
         self._begin_chunk()
 
     def rows(self) -> list[Row]:
@@ -185,7 +201,7 @@ class Rollout:
             self.model.condition(self._context, self._chunk_actions()),
             self.request.num_inference_steps,
             self.request.guidance_scale,
-            chunk_generator(self.request.seed, self._frame),
+            chunk_generator(self.request.seed, self.request.frames_before + self._frame),
         )
 
     def _choose_policy(self) -> Policy[Any, Any]:
@@ -197,18 +213,25 @@ class Rollout:
 
     def _finish_chunk(self, denoiser: ChunkDenoiser) -> None:
         """Hand the chunk over to be decoded, and go on with the next one from its latent."""
-        wanted = min(self.model.info.chunk_frames, len(self.request.actions) - self._frame)
-        index = self._frame // self.model.info.chunk_frames
-        latent, actions = denoiser.latent, self._chunk_actions()
-        self._later(partial(self._hand_out, denoiser, latent, index, self._frame, wanted))
+        size = self.model.info.chunk_frames
+        wanted = min(size, len(self.request.actions) - self._frame)
+        latent, first_frame, state = denoiser.latent, self._frame, None
+        if wanted == size:
+            self._context = self.model.advance(self._context, latent, self._chunk_actions())
+            state = RolloutState(self._context, self.request.frames_before + first_frame + size)
+        self._later(partial(self._hand_out, denoiser, latent, first_frame, wanted, state))
         self._frame += wanted
         self._denoiser = None
         if not self.done:
-            self._context = self.model.advance(self._context, latent, actions)
             self._begin_chunk()
 
     def _hand_out(
-        self, denoiser: ChunkDenoiser, latent: Tensor, index: int, first_frame: int, wanted: int
+        self,
+        denoiser: ChunkDenoiser,
+        latent: Tensor,
+        first_frame: int,
+        wanted: int,
+        state: RolloutState | None,
     ) -> None:
         """Decode a chunk and tell the listener; a failure waits for the engine to notice it."""
         output = self._output
@@ -218,7 +241,7 @@ class Rollout:
             began = time.perf_counter()
             frames = self.model.decode(latent)
             output.decode_seconds += time.perf_counter() - began
-            stats = denoiser.stats(index)
+            stats = denoiser.stats(first_frame // self.model.info.chunk_frames)
         except Exception as error:
             logger.error("a chunk cannot be decoded", exc_info=error)
             output.failure = error
@@ -227,7 +250,7 @@ class Rollout:
             output.first_frame_seconds = time.monotonic() - self.submitted
         output.chunks.append(stats)
         kept = {name: array[:wanted] for name, array in frames.items()}
-        self.listener(ChunkFinished(first_frame, kept, stats))
+        self.listener(ChunkFinished(first_frame, kept, stats, state))
 
     def _say_end(self, status: str, error: Exception | None) -> None:
         output = self._output

@@ -7,11 +7,12 @@ and latents are values that the engine owns, hands in and drops.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worldcache.core import Frames, ModelInfo, Observation
@@ -128,7 +129,27 @@ class WorldModel(ABC):
 
     @abstractmethod
     def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:
-        """The context of the chunk after this one."""
+        """The context of the chunk after this one; ``context`` itself stays as it is."""
+
+    def export_context(self, context: Any) -> dict[str, NDArray[Any]]:
+        """A context as arrays on the host, from which :meth:`import_context` makes an equal one.
+
+        Raises:
+            InvalidInput: the model does not offer it.
+        """
+        raise self._keeps_no_contexts()
+
+    def import_context(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        """The context that was exported as ``arrays``, which may come from anybody.
+
+        Raises:
+            InvalidInput: they are no context of this model; ``param`` names the array at fault.
+        """
+        raise self._keeps_no_contexts()
+
+    def _keeps_no_contexts(self) -> InvalidInput:
+        message = f"model {self.info.id!r} cannot write its contexts down; keep the session open instead"
+        return InvalidInput(message, param="model", code="not_supported")
 
     @property
     @abstractmethod

@@ -20,6 +20,7 @@ from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import Row, WorldModel
 from worldcache.models.calibration import Calibration, read_calibration
 from worldcache.models.compiling import compile_network
+from worldcache.models.context import ArraySpec, check_arrays
 from worldcache.models.doom.transformer import ActionTransformer3DModel
 from worldcache.models.graphs import BatchFunction, BatchGraphs, batch_sizes
 from worldcache.models.transfer import to_device, to_host
@@ -252,7 +253,25 @@ class DoomWorldModel(WorldModel):
     def advance(self, context: DoomContext, latent: Tensor, actions: Sequence[int]) -> DoomContext:
         keep = self.info.context_frames
         frames = torch.cat([context.frames, latent.clamp(-1, 1)], dim=1)[:, -keep:]
-        return DoomContext(frames, (*context.actions, *actions)[-keep:])
+        return DoomContext(frames.contiguous(), (*context.actions, *actions)[-keep:])
+
+    def export_context(self, context: DoomContext) -> dict[str, NDArray[Any]]:
+        return {
+            "frames": to_host(context.frames).numpy().copy(),
+            "actions": np.array(context.actions, np.int64),
+        }
+
+    def import_context(self, arrays: Mapping[str, NDArray[Any]]) -> DoomContext:
+        size = self.info.context_frames
+        check_arrays(
+            arrays,
+            {
+                "frames": ArraySpec(np.dtype(np.float32), (4, size, *self.info.resolution), -1, 1),
+                "actions": ArraySpec(np.dtype(np.int64), (size,), 0, self._no_action - 1),
+            },
+        )
+        frames = torch.from_numpy(arrays["frames"].copy())
+        return DoomContext(to_device(frames, self.device), tuple(arrays["actions"].tolist()))
 
     @property
     def memory_bytes(self) -> int:
