@@ -120,17 +120,19 @@ def chunk_json(chunk: ChunkStats) -> dict[str, Any]:
 
 
 def rollout_error(record: RolloutRecord) -> ApiError:
-    """Why a rollout that ended has not succeeded."""
-    error = record.error or {}
+    """Why a rollout that ended has not succeeded; its ``Location`` says where to look."""
+    error, headers = record.error or {}, {"Location": f"/v1/rollouts/{record.id}"}
     if error.get("code") == DeadlineExceeded.code:
-        return ApiError(504, error["code"], error["message"], param="deadline_ms")
+        return ApiError(504, error["code"], error["message"], param="deadline_ms", headers=headers)
     if record.status == "cancelled":
-        return ApiError(409, "rollout_cancelled", f"rollout {record.id} was cancelled")
+        message = f"rollout {record.id} was cancelled"
+        return ApiError(409, "rollout_cancelled", message, headers=headers)
     return ApiError(
         422 if "param" in error else 500,
         error.get("code", "rollout_failed"),
         error.get("message", "the rollout failed"),
         param=error.get("param"),
+        headers=headers,
     )
 
 

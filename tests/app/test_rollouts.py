@@ -321,5 +321,6 @@ def test_a_failing_model_fails_one_rollout_and_tells_nothing_of_the_inside() -> 
         assert failed.status_code == 500
         assert failed.json()["error"]["code"] == "rollout_failed"
         assert "secret" not in failed.text
+        assert client.get(failed.headers["location"]).json()["status"] == "failed"
         assert client.post("/v1/rollouts", json=rollout_body()).status_code == 200
         assert metric(client, "worldcache_rollouts_total", status="failed") == 1
