@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from app.loadtest.scrape import EngineUse, Scrape, engine_use
 from app.metrics import BATCHES, Metrics
-from worldcache.engine.engine import BackboneCall
+from worldcache.engine.engine import Tick
 
 
 class Source:
@@ -18,7 +18,7 @@ class Source:
         self.metrics = Metrics(self.registry)
 
     def call(self, rows: int, seconds: float, model: str = "toy") -> None:
-        self.metrics.backbone_called(BackboneCall(model, rows, seconds))
+        self.metrics.ticked(Tick(model, ((rows, seconds),), seconds))
 
     def scrape(self) -> Scrape:
         return Scrape.parse(generate_latest(self.registry).decode())
