@@ -53,7 +53,7 @@ class DeadlinePlanner:
 
         best = budgets[max(0, bisect_right(budgets, seconds, key=expect) - 1)]
         expected = self._dispatcher.expect(model, request, best)
-        chunks = -(-len(request.actions) // model.info.chunk_frames)
+        chunks = model.info.chunks(len(request.actions))
         call_seconds = None if expected is None else expected / (chunks * best)
         pace = Pacer(steps, budgets[0], call_seconds, self._margin)
         return replace(request, policy=budget_policy(best, steps), deadline=deadline, pace=pace)

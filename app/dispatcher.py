@@ -224,13 +224,13 @@ class InProcessDispatcher:
         lane = self._lanes[str(model.device)]
         if request.priority < Priority.IDLE:
             self._check_room(lane, request.client)
-        chunks = _chunks(model, request)
+        chunks = model.info.chunks(len(request.actions))
         work = _work(model, request, chunks * self.full_steps(model, request))
 
         def ended(job: InProcessJob, event: RolloutEnded) -> None:
             lane.jobs.remove(job)
             self._by_client -= Counter([request.client])
-            if event.status == "succeeded":
+            if event.status == "succeeded" and request.pace is None:  # a pace changes the policy on the way
                 self._shares.learn(model.info.id, request.policy, event.stats)
 
         job = InProcessJob(lane.thread, work, chunks, ended)
@@ -241,7 +241,7 @@ class InProcessDispatcher:
 
     def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:
         lane = self._lanes[str(model.device)]
-        mine = _work(model, request, _chunks(model, request) * full_steps)
+        mine = _work(model, request, model.info.chunks(len(request.actions)) * full_steps)
         waiting = [*lane.works(started=False), mine]
         ends = lane.cost.end_times(lane.works(started=True), waiting, self._limits)
         return None if ends is None else ends[-1]
@@ -279,9 +279,5 @@ class InProcessDispatcher:
         return max(self._retry_after, math.ceil(min(ends)))
 
 
-def _chunks(model: WorldModel, request: RolloutRequest) -> int:
-    return -(-len(request.actions) // model.info.chunk_frames)
-
-
 def _work(model: WorldModel, request: RolloutRequest, calls: float) -> Work:
-    return Work(model.info.id, 1 if request.guidance_scale == 1.0 else 2, calls)
+    return Work(model.info.id, request.branches, calls)

@@ -131,6 +131,10 @@ class ModelInfo:
     calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     auto_preset: str | None = None
 
+    def chunks(self, frames: int) -> int:
+        """How many chunks so many frames take; the last one may have a surplus."""
+        return -(-frames // self.chunk_frames)
+
     def modality(self, name: str, *, param: str | None = None) -> Modality:
         """The modality called ``name``."""
         for modality in self.modalities:

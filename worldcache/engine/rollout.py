@@ -82,6 +82,11 @@ class RolloutRequest:
             raise ValueError("a rollout starts either from an observation or from a state")
 
     @property
+    def branches(self) -> int:
+        """Backbone rows of a FULL step: guidance takes a second one."""
+        return 1 if self.guidance_scale == 1.0 else 2
+
+    @property
     def frames_before(self) -> int:
         """Frames that led to where it starts."""
         return 0 if self.state is None else self.state.frames
@@ -129,9 +134,8 @@ class Rollout:
     @property
     def memory_bytes(self) -> int:
         """Device memory that the rollout may take beside the model's, activations apart."""
-        branches = 1 if self.request.guidance_scale == 1.0 else 2
         token_matrix = 4 * self.model.token_layout.tokens_per_branch * self.model.token_width
-        return token_matrix * (LATENT_COPIES + branches * self.request.policy.kept_outputs)
+        return token_matrix * (LATENT_COPIES + self.request.branches * self.request.policy.kept_outputs)
 
     def start(self, later: Callable[[Job], None] = run_now) -> None:
         """Leave the queue: read the observation, unless there is a state, and prepare the first chunk.
@@ -208,7 +212,7 @@ class Rollout:
         """The request's policy, or what its pace makes of the time that is left."""
         if self.request.pace is None or self.request.deadline is None:
             return self.request.policy
-        chunks = -(-(len(self.request.actions) - self._frame) // self.model.info.chunk_frames)
+        chunks = self.model.info.chunks(len(self.request.actions) - self._frame)
         return self.request.pace(chunks, self.request.deadline - time.monotonic())
 
     def _finish_chunk(self, denoiser: ChunkDenoiser) -> None:
