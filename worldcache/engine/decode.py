@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import torch
 
+from worldcache.engine.parallel import settle_num_threads
+
 Job: TypeAlias = Callable[[], None]
 
 DEPTH = 16
@@ -19,16 +21,6 @@ DEPTH = 16
 def run_now(job: Job) -> None:
     """In place of a thread of its own, where nothing else runs anyway."""
     job()
-
-
-def settle_num_threads(count: int) -> None:
-    """Give the calling thread its number of threads for parallel operations.
-
-    Torch keeps the number for each thread, but takes it from the latest call anywhere when a thread first
-    asks; so threads that call this are started one after the other.
-    """
-    torch.set_num_threads(count)
-    torch.get_num_threads()
 
 
 class DecodeThread:

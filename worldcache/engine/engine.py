@@ -19,6 +19,7 @@ from torch import Tensor
 from worldcache.engine.decode import Job, run_now
 from worldcache.engine.errors import as_rollout_error, is_out_of_memory
 from worldcache.engine.line import WaitingLine
+from worldcache.engine.parallel import num_threads
 from worldcache.engine.rollout import Priority, Rollout
 from worldcache.engine.timing import Stopwatch
 from worldcache.errors import DeadlineExceeded, WorldCacheError
@@ -108,20 +109,20 @@ class Engine:
     def tick(self) -> None:
         """Admit waiting rollouts, compute one batch of FULL steps, run every streak that follows."""
         began = time.perf_counter()
-        self._expire()
-        self._admit()
-        batch = self._next_batch()
-        if not batch:
-            return
-        evidence = self._read(self._evaluate(batch))
-        seconds = time.perf_counter() - began
-        for rollout, values in evidence:
-            with self._alone(rollout):
-                rollout.advance(values, seconds)
-                if rollout.done:
-                    self._active.remove(rollout)
-                    rollout.end("succeeded")
-        self._report(batch[0].model.info.id, time.perf_counter() - began)
+        with num_threads(1) as together:
+            self._expire()
+            self._admit()
+            batch = self._next_batch()
+            evidence = self._read(self._evaluate(batch, together))
+            seconds = time.perf_counter() - began
+            for rollout, values in evidence:
+                with self._alone(rollout):
+                    rollout.advance(values, seconds)
+                    if rollout.done:
+                        self._active.remove(rollout)
+                        rollout.end("succeeded")
+        if batch:
+            self._report(batch[0].model.info.id, time.perf_counter() - began)
 
     def cancel_all(self) -> None:
         """Drop every rollout."""
@@ -177,13 +178,19 @@ class Engine:
             self._active.append(rollout)
         return batch
 
-    def _evaluate(self, batch: list[Rollout]) -> list[tuple[Rollout, Tensor]]:
-        """Each rollout's outputs as tokens. A batch that fails is halved, until one fails alone."""
+    def _evaluate(self, batch: list[Rollout], threads: int) -> list[tuple[Rollout, Tensor]]:
+        """Each rollout's outputs as tokens. A batch that fails is halved, until one fails alone.
+
+        The backbone alone computes with that many threads of the host.
+        """
+        if not batch:
+            return []
         rows = [rollout.rows() for rollout in batch]
         model, watch = batch[0].model, Stopwatch(batch[0].model.device)
         watch.start()
         try:
-            outputs = model.evaluate([row for group in rows for row in group])
+            with num_threads(threads):
+                outputs = model.evaluate([row for group in rows for row in group])
             watch.stop()
             tokens = model.to_tokens(outputs)
         except Exception as error:
@@ -200,7 +207,7 @@ class Engine:
         middle = len(batch) // 2
         if short_of_memory:  # not while the exception is handled: it keeps the memory
             self._make_room(model.batch_key(rows[0][0]), sum(map(len, rows[:middle])), model.device)
-        return self._evaluate(batch[:middle]) + self._evaluate(batch[middle:])
+        return self._evaluate(batch[:middle], threads) + self._evaluate(batch[middle:], threads)
 
     def _make_room(self, key: Hashable, rows: int, device: torch.device) -> None:
         """Give cached memory back, and keep batches of this kind to ``rows`` until nothing runs."""

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import torch
 
-from worldcache.engine.decode import DecodeThread, settle_num_threads
+from worldcache.engine.decode import DecodeThread
 from worldcache.engine.engine import Engine
+from worldcache.engine.parallel import settle_num_threads
 from worldcache.engine.rollout import Listener, Rollout, RolloutRequest
 from worldcache.errors import WorldCacheError
 from worldcache.models.base import WorldModel

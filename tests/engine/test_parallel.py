@@ -1,0 +1,48 @@
+"""Threads of the host: all in the backbone, one elsewhere, and afterwards as many as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.listening import finish, request
+from tests.toy import ToyWorldModel
+from worldcache.engine.engine import Engine
+from worldcache.engine.parallel import num_threads
+from worldcache.models.base import Row
+
+THREADS = 3
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    with num_threads(THREADS):
+        yield
+
+
+def test_the_number_is_put_back_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="inside"), num_threads(2) as before:
+        assert (before, torch.get_num_threads()) == (THREADS, 2)
+        raise RuntimeError("inside")
+    assert torch.get_num_threads() == THREADS
+
+
+def test_the_backbone_alone_uses_them_all() -> None:
+    seen: dict[str, set[int]] = {"evaluate": set(), "from_tokens": set()}
+
+    class Watched(ToyWorldModel):
+        def evaluate(self, rows: Sequence[Row]) -> Tensor:
+            seen["evaluate"].add(torch.get_num_threads())
+            return super().evaluate(rows)
+
+        def from_tokens(self, tokens: Tensor) -> Tensor:
+            seen["from_tokens"].add(torch.get_num_threads())
+            return super().from_tokens(tokens)
+
+    (listener,) = finish(Engine(), Watched(), request("interval", interval=3))
+    assert listener.end.status == "succeeded"
+    assert seen == {"evaluate": {THREADS}, "from_tokens": {1}}
+    assert torch.get_num_threads() == THREADS
