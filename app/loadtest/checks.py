@@ -152,7 +152,7 @@ def _memory(findings: Findings) -> Iterator[Check]:
     memory = findings.memory
     grown = None if memory is None else max(0.0, memory.growth * memory.minutes)
     yield Check(
-        f"overload: memory grows by at most {MEMORY_SHARE:.0%} after the first quarter",
+        f"overload: memory grows by at most {MEMORY_SHARE:.0%} in the second half",
         "not measured" if memory is None else f"{grown:.1f} of {memory.level:.0f} MiB",
         None if memory is None or grown is None else grown <= MEMORY_SHARE * memory.level,
     )

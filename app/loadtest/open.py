@@ -15,7 +15,9 @@ from app.loadtest.results import Answer, Load, Memory
 from app.loadtest.work import PolicyChoice, deal
 
 SETTLED = 0.25
-"""Share of the time that passes before memory and throughput are looked at."""
+"""Share of the time that passes before throughput is looked at."""
+HEAP_SETTLED = 0.5
+"""And before memory is: the heap keeps what is freed, and grows until it has held the most there can be."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def summarise(answers: Sequence[Answer], traffic: Traffic, start: float, late: f
 
 
 def summarise_memory(samples: Sequence[tuple[float, float]], seconds: float) -> Memory | None:
-    """How memory went during ``seconds`` of load, after its first quarter; ``None`` without samples."""
-    settled = [(at, level) for at, level in samples if SETTLED * seconds <= at <= seconds]
+    """How memory went during ``seconds`` of load, in its second half; ``None`` without samples."""
+    settled = [(at, level) for at, level in samples if HEAP_SETTLED * seconds <= at <= seconds]
     if not settled:
         return None
     levels = [level for _, level in settled]

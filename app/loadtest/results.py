@@ -179,10 +179,10 @@ class Memory:
 
     Attributes:
         samples: pairs of seconds and MiB.
-        growth: of the straight line through the samples after the first quarter, MiB a minute.
-        range: highest less lowest sample after the first quarter.
-        level: mean after the first quarter.
-        minutes: the time after the first quarter.
+        growth: of the straight line through the samples of the second half, MiB a minute.
+        range: highest less lowest sample of the second half.
+        level: mean of the second half.
+        minutes: the second half.
     """
 
     samples: Sequence[tuple[float, float]]

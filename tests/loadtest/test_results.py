@@ -97,12 +97,12 @@ def test_the_first_quarter_does_not_count_as_completed() -> None:
     assert found.completed_per_second == pytest.approx(3 / 75)
 
 
-def test_memory_is_judged_after_its_first_quarter() -> None:
-    samples = [(0.0, 100.0), (10.0, 300.0), (30.0, 500.0), (60.0, 501.0), (90.0, 502.0), (130.0, 900.0)]
+def test_memory_is_judged_in_the_second_half() -> None:
+    samples = [(0.0, 100.0), (30.0, 300.0), (60.0, 500.0), (75.0, 501.0), (90.0, 502.0), (130.0, 900.0)]
     memory = summarise_memory(samples, 100.0)
     assert memory is not None
-    assert memory.growth == pytest.approx(2.0)  # 1 MiB in 30 s
-    assert (memory.range, memory.level, memory.minutes) == (2.0, 501.0, 1.0)
+    assert memory.growth == pytest.approx(4.0)  # 1 MiB in 15 s
+    assert (memory.range, memory.level, memory.minutes) == (2.0, 501.0, 0.5)
     assert summarise_memory([], 100.0) is None
 
 
