@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -15,6 +19,32 @@ from app.errors import error_response
 
 ANYONE = "anyone"
 """The owner of everything while no keys are configured."""
+
+SUBPROTOCOL = "worldcache"
+"""What a WebSocket speaks, for clients that offer subprotocols."""
+
+KEY_SUBPROTOCOL = "bearer."
+"""Begins the subprotocol with which a browser, which cannot set headers, presents its key."""
+
+
+_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
+
+
+def same_origin(origin: str, host: str) -> bool:
+    """Whether a page is of the server that it talks to.
+
+    Args:
+        origin: the ``Origin`` header.
+        host: the ``Host`` header; what ends TLS in front of the server may have kept the scheme to itself.
+    """
+    try:
+        parts = urlsplit(origin.lower())
+    except ValueError:
+        return False
+    port = _DEFAULT_PORTS.get(parts.scheme)
+    if port is None or not parts.netloc:
+        return False
+    return parts.netloc.removesuffix(port) == host.lower().removesuffix(port)
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,24 @@ class ApiKeys:
         return found
 
 
+def _authorization(scope: Scope) -> str:
+    """The ``Authorization`` header, or what stands for it among the subprotocols of a WebSocket."""
+    header = Headers(scope=scope).get("authorization", "")
+    if header or scope["type"] != "websocket":
+        return header
+    offered = [text for text in scope.get("subprotocols", ()) if text.startswith(KEY_SUBPROTOCOL)]
+    return f"Bearer {_from_base64(offered[0].removeprefix(KEY_SUBPROTOCOL))}" if offered else ""
+
+
+def _from_base64(text: str) -> str:
+    """Text of base64url without padding; nothing if it is none."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        return data.decode("ascii")
+    except (binascii.Error, UnicodeError):
+        return ""
+
+
 class AuthMiddleware:
     """Answers 401 on ``/v1/*`` without a valid key, before the body is read."""
 
@@ -67,10 +115,11 @@ class AuthMiddleware:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v1/"):
+        asked = scope["type"] in ("http", "websocket")
+        if not asked or not f"{scope['path']}/".startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        owner = self._keys.owner(Headers(scope=scope).get("authorization", ""))
+        owner = self._keys.owner(_authorization(scope))
         if owner is None:
             response = error_response(
                 scope["state"]["request_id"],
