@@ -11,7 +11,9 @@
 input nor output: :mod:`exchange <worldcache.client.exchange>` says how.
 """
 
-from worldcache.client.async_client import AsyncClient, AsyncEventStream, AsyncRollout
+from worldcache.client.async_client import AsyncClient
+from worldcache.client.async_rollouts import AsyncEventStream, AsyncRollout
+from worldcache.client.async_sessions import AsyncSession
 from worldcache.client.errors import (
     ApiError,
     BadRequest,
@@ -30,18 +32,23 @@ from worldcache.client.errors import (
     RolloutFailed,
     ServerBusy,
     ServerError,
+    StepsFailed,
     Unauthorized,
     UnexpectedAnswer,
     WaitedTooLong,
 )
 from worldcache.client.events import Chunk, Done, Event, Frame, Picture, Status
 from worldcache.client.retries import Retries
-from worldcache.client.sync_client import Client, EventStream, Rollout
+from worldcache.client.session_types import Branch, Plan, SessionData, Step, StepStats
+from worldcache.client.sync_client import Client
+from worldcache.client.sync_rollouts import EventStream, Rollout
+from worldcache.client.sync_sessions import Session
 from worldcache.client.types import (
     ActionSpace,
     ChunkStats,
     ModelDescription,
     PolicyDescription,
+    Problem,
     RolloutData,
     RolloutStats,
 )
@@ -52,7 +59,9 @@ __all__ = [
     "AsyncClient",
     "AsyncEventStream",
     "AsyncRollout",
+    "AsyncSession",
     "BadRequest",
+    "Branch",
     "Chunk",
     "ChunkStats",
     "Client",
@@ -71,7 +80,9 @@ __all__ = [
     "NotFound",
     "Picture",
     "PillowMissing",
+    "Plan",
     "PolicyDescription",
+    "Problem",
     "RateLimited",
     "Retries",
     "Rollout",
@@ -82,7 +93,12 @@ __all__ = [
     "RolloutStats",
     "ServerBusy",
     "ServerError",
+    "Session",
+    "SessionData",
     "Status",
+    "Step",
+    "StepStats",
+    "StepsFailed",
     "Unauthorized",
     "UnexpectedAnswer",
     "WaitedTooLong",

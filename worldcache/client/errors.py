@@ -5,6 +5,7 @@ ClientError
 ├── PillowMissing           pictures need pillow (also an ImportError)
 ├── ConnectionFailed        the server was not reached, or the connection was lost
 ├── UnexpectedAnswer        the answer is not what this API gives
+├── StepsFailed             some of the steps that were asked for at once were not taken
 ├── WaitedTooLong           the time that the caller gave to wait() is over (also a TimeoutError)
 ├── ApiError                the server refused, with its status, code and message
 │   ├── BadRequest          400, 413, 415, 422; ``param`` names the field
@@ -24,9 +25,13 @@ ClientError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from worldcache.client.types import Problem
+
 if TYPE_CHECKING:
+    from worldcache.client.session_types import Step
     from worldcache.client.types import RolloutData
 
 
@@ -52,6 +57,23 @@ class UnexpectedAnswer(ClientError):
 
 class WaitedTooLong(ClientError, TimeoutError):
     """The time that the caller gave is over; the rollout goes on."""
+
+
+class StepsFailed(ClientError):
+    """Some of the steps that were asked for at once were not taken; the others are part of their worlds.
+
+    Attributes:
+        steps: what came of each, in order: the step, or why it was not taken.
+    """
+
+    def __init__(self, steps: Sequence[Step | Problem]) -> None:
+        self.steps = tuple(steps)
+        failed = [(index, step) for index, step in enumerate(steps) if isinstance(step, Problem)]
+        index, problem = failed[0]
+        super().__init__(
+            f"{len(failed)} of {len(steps)} steps were not taken; "
+            f"number {index}: {problem.message} ({problem.code})"
+        )
 
 
 class DeadlineError(ClientError):
