@@ -12,6 +12,7 @@ input nor output: :mod:`exchange <worldcache.client.exchange>` says how.
 """
 
 from worldcache.client.async_client import AsyncClient
+from worldcache.client.async_live import AsyncLiveConnection
 from worldcache.client.async_rollouts import AsyncEventStream, AsyncRollout
 from worldcache.client.async_sessions import AsyncSession
 from worldcache.client.errors import (
@@ -33,14 +34,30 @@ from worldcache.client.errors import (
     ServerBusy,
     ServerError,
     StepsFailed,
+    TakenOver,
     Unauthorized,
     UnexpectedAnswer,
     WaitedTooLong,
+    WebSocketsMissing,
 )
 from worldcache.client.events import Chunk, Done, Event, Frame, Picture, Status
+from worldcache.client.live_types import (
+    CacheChanged,
+    LiveFrame,
+    LiveMessage,
+    LiveStep,
+    Paused,
+    Pong,
+    Ready,
+    Refusal,
+    Resumed,
+    Rewound,
+    TokenMap,
+)
 from worldcache.client.retries import Retries
 from worldcache.client.session_types import Branch, Plan, SessionData, Step, StepStats
 from worldcache.client.sync_client import Client
+from worldcache.client.sync_live import LiveConnection
 from worldcache.client.sync_rollouts import EventStream, Rollout
 from worldcache.client.sync_sessions import Session
 from worldcache.client.types import (
@@ -58,10 +75,12 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "AsyncEventStream",
+    "AsyncLiveConnection",
     "AsyncRollout",
     "AsyncSession",
     "BadRequest",
     "Branch",
+    "CacheChanged",
     "Chunk",
     "ChunkStats",
     "Client",
@@ -76,15 +95,25 @@ __all__ = [
     "EventStream",
     "Frame",
     "InvalidInput",
+    "LiveConnection",
+    "LiveFrame",
+    "LiveMessage",
+    "LiveStep",
     "ModelDescription",
     "NotFound",
+    "Paused",
     "Picture",
     "PillowMissing",
     "Plan",
     "PolicyDescription",
+    "Pong",
     "Problem",
     "RateLimited",
+    "Ready",
+    "Refusal",
+    "Resumed",
     "Retries",
+    "Rewound",
     "Rollout",
     "RolloutCancelled",
     "RolloutData",
@@ -99,7 +128,10 @@ __all__ = [
     "Step",
     "StepStats",
     "StepsFailed",
+    "TakenOver",
+    "TokenMap",
     "Unauthorized",
     "UnexpectedAnswer",
     "WaitedTooLong",
+    "WebSocketsMissing",
 ]

@@ -8,7 +8,9 @@ from typing import Any, Self, Unpack
 
 from worldcache.client import session_operations as operations
 from worldcache.client.async_link import AsyncLink
+from worldcache.client.async_live import AsyncLiveConnection
 from worldcache.client.body import SessionFields
+from worldcache.client.live import LiveProtocol, Mode
 from worldcache.client.session_operations import Keep
 from worldcache.client.session_state import SessionView
 from worldcache.client.session_types import Plan, Step
@@ -72,6 +74,28 @@ class AsyncSession(SessionView):
     async def snapshot(self) -> dict[str, Any]:
         """The session as a document, JSON as it is: what :meth:`AsyncSessions.restore` goes on from."""
         return await self._link.run(operations.snapshot(self._exchange, self._state))
+
+    def stream(
+        self,
+        *,
+        mode: Mode = "lockstep",
+        modalities: Sequence[str] | None = None,
+        format: str | None = None,
+        details: bool = False,
+    ) -> AsyncLiveConnection:
+        """Drive it over a WebSocket, which takes over from any that there is.
+
+        Args:
+            mode: ``lockstep``, a step for each action; or ``free``, the world goes on by itself.
+            modalities: that are sent; the session's if left out.
+            format: ``png`` or ``jpeg``; the session's if left out.
+            details: a message with statistics and token maps comes before the frames of each step.
+
+        Raises:
+            WebSocketsMissing: it needs websockets.
+        """
+        protocol = LiveProtocol(self._exchange, self._state, mode, modalities, format, details)
+        return AsyncLiveConnection(self._link, self._state, protocol)
 
     async def refresh(self) -> None:
         """Learn from the server how the session is now."""

@@ -3,8 +3,10 @@
 ClientError
 ├── InvalidInput            the client cannot make a request of this (also a ValueError)
 ├── PillowMissing           pictures need pillow (also an ImportError)
+├── WebSocketsMissing       live connections need websockets (also an ImportError)
 ├── ConnectionFailed        the server was not reached, or the connection was lost
 ├── UnexpectedAnswer        the answer is not what this API gives
+├── TakenOver               another connection drives the session
 ├── StepsFailed             some of the steps that were asked for at once were not taken
 ├── WaitedTooLong           the time that the caller gave to wait() is over (also a TimeoutError)
 ├── ApiError                the server refused, with its status, code and message
@@ -47,6 +49,10 @@ class PillowMissing(ClientError, ImportError):
     """Pictures are to be made or read, and pillow is not installed."""
 
 
+class WebSocketsMissing(ClientError, ImportError):
+    """A live connection is to be opened, and websockets is not installed."""
+
+
 class ConnectionFailed(ClientError):
     """The server was not reached, or the connection was lost; repeating did not help or was not safe."""
 
@@ -56,7 +62,11 @@ class UnexpectedAnswer(ClientError):
 
 
 class WaitedTooLong(ClientError, TimeoutError):
-    """The time that the caller gave is over; the rollout goes on."""
+    """The time that the caller gave is over; what was waited for goes on."""
+
+
+class TakenOver(ClientError):
+    """Another live connection to the same session took over from this one."""
 
 
 class StepsFailed(ClientError):

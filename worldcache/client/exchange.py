@@ -145,17 +145,19 @@ class Exchange:
             raise InvalidInput(f"base_url {self.base_url!r} must begin with http:// or https:// and a host")
         check_header("api_key", self.api_key)
 
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        headers = {"User-Agent": f"worldcache-client/{__version__}"}
+        return headers if self.api_key is None else {**headers, "Authorization": f"Bearer {self.api_key}"}
+
     def arguments(self, request: Request) -> dict[str, Any]:
         """What httpx needs to build a request. The URL is absolute: nothing depends on the httpx client."""
-        headers = {"User-Agent": f"worldcache-client/{__version__}", **request.headers}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
         silence = self.timeout if request.silence is None else min(request.silence, self.timeout)
         return {
             "method": request.method,
             "url": self.base_url.rstrip("/") + request.path,
             "params": dict(request.params) or None,
-            "headers": headers,
+            "headers": {**self.headers(), **request.headers},
             "content": request.content,
             "timeout": httpx.Timeout(silence, connect=min(silence, CONNECT_SECONDS)),
         }

@@ -62,7 +62,7 @@ def listing(exchange: Exchange, wrap: Wrap[ResultT], limit: int | None) -> Listi
 def step(exchange: Exchange, state: SessionState, actions: Sequence[Any]) -> Operation[Step]:
     """The next step, or once more the one that was lost, if these were its actions."""
     sent = encode_json(actions)
-    yield from _settle(exchange, state, sent)
+    yield from settle(exchange, state, sent)
     content = encode_json({"actions": actions, "step_id": state.begin_step(sent)})
     path = session_path(state.data.id, "step")
     try:
@@ -88,7 +88,7 @@ def step_all(
         raise InvalidInput("a session can take one step at a time; it is given twice")
     sent = [encode_json(actions) for _, actions in steps]
     for state, actions in zip(states, sent, strict=True):
-        yield from _settle(exchange, state, actions)
+        yield from settle(exchange, state, actions)
     numbers = [state.begin_step(actions) for state, actions in zip(states, sent, strict=True)]
     entries = [
         {"session_id": state.data.id, "actions": actions, "step_id": number}
@@ -119,7 +119,7 @@ def plan(
     exchange: Exchange, state: SessionState, candidates: Sequence[Sequence[Any]], frames: Keep
 ) -> Operation[Plan]:
     """What would come of each of several sequences of actions."""
-    yield from _settle(exchange, state)
+    yield from settle(exchange, state)
     content = encode_json({"candidates": candidates, "frames": frames})
     path = session_path(state.data.id, "plan")
     return read_plan((yield from _ask(exchange, "POST", path, content, ends_with_connection=True)))
@@ -127,7 +127,7 @@ def plan(
 
 def fork(exchange: Exchange, state: SessionState, wrap: Wrap[ResultT]) -> Operation[ResultT]:
     """A new session with the same past."""
-    yield from _settle(exchange, state)
+    yield from settle(exchange, state)
     request = Request("POST", session_path(state.data.id, "fork"), repeatable_if_refused=True)
     return wrap((yield from exchange.ask(request)).json())
 
@@ -147,14 +147,14 @@ def change_cache(
     exchange: Exchange, state: SessionState, cache: str | Mapping[str, Any] | None
 ) -> Operation[None]:
     """Another cache from the next step on."""
-    yield from _settle(exchange, state)
+    yield from settle(exchange, state)
     content = encode_json({"cache": cache})
     state.described((yield from _ask(exchange, "PATCH", session_path(state.data.id), content)))
 
 
 def snapshot(exchange: Exchange, state: SessionState) -> Operation[dict[str, Any]]:
     """The session as a document."""
-    yield from _settle(exchange, state)
+    yield from settle(exchange, state)
     answer = yield from _ask(exchange, "GET", session_path(state.data.id, "snapshot"))
     if not isinstance(answer, dict):
         raise UnexpectedAnswer("this is no snapshot")
@@ -164,6 +164,20 @@ def snapshot(exchange: Exchange, state: SessionState) -> Operation[dict[str, Any
 def refresh(exchange: Exchange, state: SessionState) -> Operation[None]:
     """Learn how the session is now."""
     state.described((yield from _ask(exchange, "GET", session_path(state.data.id))))
+
+
+def settle(exchange: Exchange, state: SessionState, actions: bytes | None = None) -> Operation[None]:
+    """Know where the session is, before something is done there.
+
+    Args:
+        exchange: of the client.
+        state: of the session.
+        actions: of the step that is to be taken. If it is the one that was lost, that stays as it is.
+    """
+    if state.stale:
+        yield from refresh(exchange, state)
+    if state.open_step is not None and state.open_step.actions != actions:
+        yield from rewind(exchange, state, state.data.num_frames)
 
 
 def close(exchange: Exchange, session_id: str) -> Operation[None]:
@@ -187,20 +201,6 @@ def leave(exchange: Exchange, session_id: str) -> Operation[None]:
 def _open(exchange: Exchange, content: bytes, wrap: Wrap[ResultT]) -> Operation[ResultT]:
     request = Request("POST", "/v1/sessions", headers=JSON, content=content, repeatable_if_refused=True)
     return wrap((yield from exchange.ask(request)).json())
-
-
-def _settle(exchange: Exchange, state: SessionState, actions: bytes | None = None) -> Operation[None]:
-    """Know where the session is, before something is done there.
-
-    Args:
-        exchange: of the client.
-        state: of the session.
-        actions: of the step that is to be taken. If it is the one that was lost, that stays as it is.
-    """
-    if state.stale:
-        yield from refresh(exchange, state)
-    if state.open_step is not None and state.open_step.actions != actions:
-        yield from rewind(exchange, state, state.data.num_frames)
 
 
 def _go_back(
