@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from tests.client.conftest import Hourglass, Kind
 from tests.tiny import load_tiny_model
 from tests.toy import ToyWorldModel
 from worldcache.client import (
+    AsyncClient,
     BadRequest,
     Client,
     Conflict,
@@ -88,10 +90,6 @@ class Lossy(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 def first_step(number: int, request: httpx.Request) -> bool:
     return number == 1
-
-
-def steps_only(number: int, request: httpx.Request) -> bool:
-    return request.url.path.endswith("/step")
 
 
 def asked(transport: Lossy) -> list[str]:
@@ -370,6 +368,41 @@ def test_a_step_that_was_given_up_is_no_part_of_the_session(kind: Kind, call: st
             assert asked(transport)[1] == ("reset" if call == "reset" else "rewind")
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_an_interrupted_step_may_be_asked_for_again(together: bool) -> None:
+    gate = Gate()
+    model = ToyWorldModel(before_evaluate=gate)
+
+    class Opening(Hourglass):
+        async def asleep(self, seconds: float) -> None:
+            self.sleep(seconds)
+            gate.open()
+            await asyncio.sleep(0.1)
+
+    async def use(url: str, hourglass: Hourglass) -> None:
+        async with AsyncClient(url, clock=hourglass.clock, sleep=hourglass.asleep) as client:
+            async with await client.sessions.create(**FIELDS) as session:
+
+                async def step() -> Step:
+                    if together:
+                        return (await client.sessions.step_all([(session, LEFT)]))[0]
+                    return await session.step(LEFT)
+
+                gate.close()
+                task = asyncio.create_task(step())
+                assert await asyncio.to_thread(gate.reached.wait, 20)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert (await step()).step_id == 0
+                assert session.num_frames == 4
+
+    hourglass = Opening()
+    with serving(model, retry_after_seconds=1) as server:
+        asyncio.run(use(str(server.base_url), hourglass))
+    assert hourglass.pauses and len(model.batches) == 4
+
+
 def test_refreshing_says_whether_a_step_was_taken(kind: Kind) -> None:
     with serving() as server:
         transport = Lossy(kind, first_step)
@@ -463,7 +496,7 @@ def scripted_session(answer: Callable[[httpx.Request], httpx.Response]) -> httpx
     opened = iter(range(1, 100))
 
     def respond(request: httpx.Request) -> httpx.Response:
-        if request.method == "POST" and request.url.path == "/v1/sessions":
+        if request.method == "POST" and request.url.path.endswith("/v1/sessions"):
             return httpx.Response(201, json={**SESSION, "id": f"se_{next(opened)}"})
         return answer(request)
 
@@ -494,8 +527,45 @@ def step_answer(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_many_sessions_step_with_one_request(kind: Kind) -> None:
-    """Scripted: what the server refuses in an entry is raised with the steps that were taken."""
+def test_many_sessions_step_at_once(client: Any) -> None:
+    sessions = [client.sessions.create(**FIELDS) for _ in range(3)]
+    alone = client.sessions.create(**FIELDS)
+    steps = client.sessions.step_all(zip(sessions, (LEFT, RIGHT, LEFT), strict=True))
+    assert [step.session_id for step in steps] == [session.id for session in sessions]
+    difference = np.abs(steps[0].frames["rgb"].astype(int) - alone.step(LEFT).frames["rgb"])
+    assert difference.max() <= 1  # in other batches sums are rounded otherwise
+    sessions[1].close()
+    with pytest.raises(StepsFailed) as caught:
+        client.sessions.step_all(((session, LEFT) for session in sessions), frames="last")
+    first, problem, last = caught.value.steps
+    assert isinstance(problem, Problem) and problem.code == "session_gone"
+    assert len(first.indices) == len(last.indices) == 1
+    assert [session.next_step_id for session in sessions] == [2, 1, 2]
+    (step,) = client.sessions.step_all([(sessions[0], RIGHT)], frames="none")
+    assert step.frames == {} and step.step_id == 2
+    assert sessions[0].step(LEFT).step_id == 3
+    for session in (sessions[0], sessions[2], alone):
+        session.close()
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_lost_answer_of_many_is_computed_once(kind: Kind, retries: int) -> None:
+    model = ToyWorldModel()
+    with serving(model) as server:
+        transport = Lossy(kind, lambda number, request: number == 2)
+        options = {"transport": transport, "hourglass": Hourglass(), "retries": retries}
+        with kind.connect(str(server.base_url), **options) as client:
+            sessions = [client.sessions.create(**FIELDS) for _ in range(2)]
+            entries = [(session, LEFT) for session in sessions]
+            if retries == 0:
+                with pytest.raises(ConnectionFailed):
+                    client.sessions.step_all(entries)
+            steps = client.sessions.step_all(entries)
+            assert [step.step_id for step in steps] == [0, 0]
+            assert asked(transport)[1:] == ["step", "step"] and sum(model.batches) == 8
+
+
+def test_what_is_refused_of_many_is_raised_with_the_rest(kind: Kind) -> None:
     bodies: list[Any] = []
     refused = {"code": "queue_full", "message": "no room", "param": None}
 

@@ -7,6 +7,9 @@
         rollout.frames()["rgb"]       # uint8 [32, 48, 64, 3]
         rollout.save("dream.mp4")
 
+        with client.sessions.create(model="doom", start="centre") as session:
+            session.step(["MOVE_LEFT"]).frames["rgb"]
+
 :class:`AsyncClient` is the same with ``await``. What both do is written once, in modules that do neither
 input nor output: :mod:`exchange <worldcache.client.exchange>` says how.
 """

@@ -21,7 +21,7 @@ from worldcache.client.errors import (
     StepsFailed,
     UnexpectedAnswer,
 )
-from worldcache.client.exchange import Exchange, Operation, Reply, Request, ResultT, read_answer
+from worldcache.client.exchange import Exchange, Operation, Pause, Reply, Request, ResultT, read_answer
 from worldcache.client.operations import Listing, read_list
 from worldcache.client.retries import Retries
 from worldcache.client.session_state import STEP_IN_PROGRESS, SessionState, session_path
@@ -63,10 +63,11 @@ def step(exchange: Exchange, state: SessionState, actions: Sequence[Any]) -> Ope
     """The next step, or once more the one that was lost, if these were its actions."""
     sent = encode_json(actions)
     yield from settle(exchange, state, sent)
+    begun = state.open_step is not None
     content = encode_json({"actions": actions, "step_id": state.begin_step(sent)})
     path = session_path(state.data.id, "step")
     try:
-        answer = yield from _ask(exchange, "POST", path, content, unfinished=_is_in_progress)
+        answer = yield from _ask(exchange, "POST", path, content, unfinished=_is_in_progress, begun=begun)
     except ApiError as error:
         state.step_refused(error)
         raise
@@ -89,6 +90,7 @@ def step_all(
     sent = [encode_json(actions) for _, actions in steps]
     for state, actions in zip(states, sent, strict=True):
         yield from settle(exchange, state, actions)
+    begun = any(state.open_step is not None for state in states)
     numbers = [state.begin_step(actions) for state, actions in zip(states, sent, strict=True)]
     entries = [
         {"session_id": state.data.id, "actions": actions, "step_id": number}
@@ -97,7 +99,7 @@ def step_all(
     content = encode_json({"steps": entries, "frames": frames})
     try:
         answer = yield from _ask(
-            exchange, "POST", "/v1/sessions/step", content, unfinished=_some_are_in_progress
+            exchange, "POST", "/v1/sessions/step", content, unfinished=_some_are_in_progress, begun=begun
         )
     except ApiError as error:
         for state in states:
@@ -134,13 +136,12 @@ def fork(exchange: Exchange, state: SessionState, wrap: Wrap[ResultT]) -> Operat
 
 def rewind(exchange: Exchange, state: SessionState, to_frame: int) -> Operation[None]:
     """Back to the end of a step, or to frame 0."""
-    path, content = session_path(state.data.id, "rewind"), encode_json({"to_frame": to_frame})
-    yield from _go_back(exchange, state, path, content)
+    yield from _go_back(exchange, state, "rewind", {"to_frame": to_frame})
 
 
 def reset(exchange: Exchange, state: SessionState) -> Operation[None]:
     """Back to frame 0."""
-    yield from _go_back(exchange, state, session_path(state.data.id, "reset"))
+    yield from _go_back(exchange, state, "reset", {})
 
 
 def change_cache(
@@ -175,7 +176,7 @@ def settle(exchange: Exchange, state: SessionState, actions: bytes | None = None
         actions: of the step that is to be taken. If it is the one that was lost, that stays as it is.
     """
     if state.stale:
-        yield from refresh(exchange, state)
+        yield from _catch_up(exchange, state)
     if state.open_step is not None and state.open_step.actions != actions:
         yield from rewind(exchange, state, state.data.num_frames)
 
@@ -203,11 +204,29 @@ def _open(exchange: Exchange, content: bytes, wrap: Wrap[ResultT]) -> Operation[
     return wrap((yield from exchange.ask(request)).json())
 
 
-def _go_back(
-    exchange: Exchange, state: SessionState, path: str, content: bytes | None = None
-) -> Operation[None]:
-    lost = state.open_step is not None
-    answer = yield from _ask(exchange, "POST", path, content, unfinished=_is_in_progress, begun=lost)
+def _catch_up(exchange: Exchange, state: SessionState) -> Operation[None]:
+    """Learn where a session is once no step is on its way: a rewind to there is refused before that."""
+    backoff = exchange.backoff()
+    while True:
+        yield from refresh(exchange, state)
+        content = encode_json({"to_frame": state.data.num_frames})
+        try:
+            answer = yield from _ask(exchange, "POST", session_path(state.data.id, "rewind"), content)
+        except ApiError as error:
+            delay = backoff.next_delay(error.retry_after) if error.code == STEP_IN_PROGRESS else None
+            if delay is None:
+                raise
+            yield Pause(delay)
+        else:
+            state.went_back(answer)
+            return
+
+
+def _go_back(exchange: Exchange, state: SessionState, verb: str, body: Mapping[str, Any]) -> Operation[None]:
+    """Go back; a step that may still be on its way is waited for, and undone."""
+    path, content = session_path(state.data.id, verb), encode_json(body)
+    begun = state.stale or state.open_step is not None
+    answer = yield from _ask(exchange, "POST", path, content, unfinished=_is_in_progress, begun=begun)
     state.went_back(answer)
 
 

@@ -32,7 +32,7 @@ class SessionState:
 
     Attributes:
         open_step: that was asked for without an answer.
-        stale: somebody else has moved the session on: a live connection.
+        stale: a live connection has moved the session on, and may have left a step on its way.
     """
 
     def __init__(self, data: Any) -> None:
@@ -47,13 +47,13 @@ class SessionState:
 
     def described(self, data: Any) -> None:
         """The server has described it anew."""
-        self.data, self.stale = read_answer(SessionData, data), False
+        self.data = read_answer(SessionData, data)
         if self.open_step is not None and self.open_step.step_id < self.next_step_id:
             self.open_step = None  # it was taken
 
     def went_back(self, data: Any) -> None:
-        """It was rewound; whatever was open is not part of it any more."""
-        self.open_step = None
+        """It was rewound: no step is on its way, and whatever was open is not part of it any more."""
+        self.open_step, self.stale = None, False
         self.described(data)
 
     def begin_step(self, actions: bytes) -> int:

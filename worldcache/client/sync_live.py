@@ -157,7 +157,8 @@ class LiveConnection:
             return self._socket
 
     def _open(self) -> ClientConnection:
-        socket = self._connect(**self._protocol.arguments())
+        # Entered, as only that will connect in later versions; close() is all that leaving does.
+        socket = self._connect(**self._protocol.arguments()).__enter__()
         try:
             for text in self._protocol.connected():
                 socket.send(text)
