@@ -62,7 +62,7 @@ class Driven:
     def _wrap(self, value: Any) -> Any:
         if isinstance(value, Awaitable):
             value = self._run(value)
-        mine = type(value).__module__ == "worldcache.client.async_client"
+        mine = type(value).__module__.startswith("worldcache.client.async_")
         if mine or inspect.ismethod(value) or isinstance(value, AsyncIterator):
             return Driven(value, self._run)
         return value

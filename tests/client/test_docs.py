@@ -53,6 +53,7 @@ def test_every_error_is_exported_and_in_the_tree() -> None:
         assert re.search(rf"\b{name}\b", errors.__doc__ or ""), name
 
 
-def test_pillow_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, worldcache.client; sys.exit('PIL' in sys.modules)"
+@pytest.mark.parametrize("extra", ["PIL", "websockets"])
+def test_extras_are_not_imported_before_they_are_needed(extra: str) -> None:
+    code = f"import sys, worldcache.client; sys.exit({extra!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -22,12 +22,11 @@ Image: TypeAlias = NDArray[Any] | bytes | str | os.PathLike[str]
 FILE = (bytes, str, os.PathLike)
 
 
-class RolloutFields(TypedDict, total=False):
-    """What can be asked of a rollout. What is left out or ``None`` is the server's choice.
+class TermFields(TypedDict, total=False):
+    """What can be asked of rollouts and sessions. What is left out or ``None`` is the server's choice.
 
     Attributes:
         model: id of a model.
-        actions: one entry per frame, in the model's action space: names, indices, vectors or poses.
         start: name of a start that comes with the model; or else ``frames``, or an ``observation``.
         frames: what was seen, oldest first: uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``, or pictures.
         depth: a map for each frame: ``[H, W]`` or ``[F, H, W]`` in the model's unit, or files.
@@ -37,14 +36,11 @@ class RolloutFields(TypedDict, total=False):
         seed: of all randomness.
         num_inference_steps: denoise steps per chunk.
         guidance_scale: 1 for none.
-        deadline_ms: from the arrival of the request.
-        priority: ``interactive``, ``standard`` or ``background``.
-        metadata: kept with the rollout.
+        metadata: kept with it.
         output: ``{"format": ..., ...}``, or only the format's name.
     """
 
     model: Required[str]
-    actions: Required[Sequence[Any] | NDArray[Any]]
     start: str | None
     frames: Image | Sequence[Image] | None
     depth: Image | Sequence[Image] | None
@@ -54,32 +50,77 @@ class RolloutFields(TypedDict, total=False):
     seed: int | None
     num_inference_steps: int | None
     guidance_scale: float | None
-    deadline_ms: float | None
-    priority: str | None
     metadata: Mapping[str, str] | None
     output: str | Mapping[str, Any] | None
 
 
+class RolloutFields(TermFields, total=False):
+    """What can be asked of a rollout.
+
+    Attributes:
+        actions: one entry per frame, in the model's action space: names, indices, vectors or poses.
+        deadline_ms: from the arrival of the request.
+        priority: ``interactive``, ``standard`` or ``background``.
+    """
+
+    actions: Required[Sequence[Any] | NDArray[Any]]
+    deadline_ms: float | None
+    priority: str | None
+
+
+class SessionFields(TermFields, total=False):
+    """What can be asked of a session.
+
+    Attributes:
+        frames_per_step: a multiple of the model's ``chunk_frames``.
+    """
+
+    frames_per_step: int | None
+
+
 def encode_rollout(fields: RolloutFields) -> bytes:
-    """The body of ``POST /v1/rollouts``.
+    """The body of a request for a rollout.
 
     Raises:
         TypeError: a field is unknown or missing.
         InvalidInput: no request can be made of a value.
     """
-    unknown = sorted(fields.keys() - RolloutFields.__annotations__.keys())
-    missing = [name for name in ("model", "actions") if fields.get(name) is None]
+    return _encode(dict(fields), "rollout", RolloutFields, ("model", "actions"))
+
+
+def encode_session(fields: SessionFields) -> bytes:
+    """The body of a request for a session.
+
+    Raises:
+        TypeError: a field is unknown or missing.
+        InvalidInput: no request can be made of a value.
+    """
+    return _encode(dict(fields), "session", SessionFields, ("model",))
+
+
+def encode_json(body: Any) -> bytes:
+    """Data, which may hold numpy's numbers and arrays, as JSON.
+
+    Raises:
+        InvalidInput: it cannot be.
+    """
+    try:
+        return json.dumps(body, default=_plain, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"this cannot be sent as JSON: {error}") from error
+
+
+def _encode(fields: Mapping[str, Any], noun: str, kind: type[Any], required: Sequence[str]) -> bytes:
+    unknown = sorted(fields.keys() - (kind.__required_keys__ | kind.__optional_keys__))
+    missing = [name for name in required if fields.get(name) is None]
     if unknown or missing:
-        raise TypeError(f"a rollout has no {', '.join(unknown)}" if unknown else f"give {', '.join(missing)}")
+        raise TypeError(f"a {noun} has no {', '.join(unknown)}" if unknown else f"give {', '.join(missing)}")
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     body = {name: value for name, value in given.items() if name not in ("start", "frames", "depth")}
     body["observation"] = _observation(given)
     if isinstance(body.get("output"), str):
         body["output"] = {"format": body["output"]}
-    try:
-        return json.dumps(body, default=_plain, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"this cannot be sent as JSON: {error}") from error
+    return encode_json(body)
 
 
 def _observation(given: Mapping[str, Any]) -> Any:

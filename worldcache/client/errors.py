@@ -3,8 +3,11 @@
 ClientError
 ├── InvalidInput            the client cannot make a request of this (also a ValueError)
 ├── PillowMissing           pictures need pillow (also an ImportError)
+├── WebSocketsMissing       live connections need websockets (also an ImportError)
 ├── ConnectionFailed        the server was not reached, or the connection was lost
 ├── UnexpectedAnswer        the answer is not what this API gives
+├── TakenOver               another connection drives the session
+├── StepsFailed             some of the steps that were asked for at once were not taken
 ├── WaitedTooLong           the time that the caller gave to wait() is over (also a TimeoutError)
 ├── ApiError                the server refused, with its status, code and message
 │   ├── BadRequest          400, 413, 415, 422; ``param`` names the field
@@ -24,9 +27,13 @@ ClientError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from worldcache.client.types import Problem
+
 if TYPE_CHECKING:
+    from worldcache.client.session_types import Step
     from worldcache.client.types import RolloutData
 
 
@@ -42,6 +49,10 @@ class PillowMissing(ClientError, ImportError):
     """Pictures are to be made or read, and pillow is not installed."""
 
 
+class WebSocketsMissing(ClientError, ImportError):
+    """A live connection is to be opened, and websockets is not installed."""
+
+
 class ConnectionFailed(ClientError):
     """The server was not reached, or the connection was lost; repeating did not help or was not safe."""
 
@@ -51,7 +62,28 @@ class UnexpectedAnswer(ClientError):
 
 
 class WaitedTooLong(ClientError, TimeoutError):
-    """The time that the caller gave is over; the rollout goes on."""
+    """The time that the caller gave is over; what was waited for goes on."""
+
+
+class TakenOver(ClientError):
+    """Another live connection to the same session took over from this one."""
+
+
+class StepsFailed(ClientError):
+    """Some of the steps that were asked for at once were not taken; the others are part of their worlds.
+
+    Attributes:
+        steps: what came of each, in order: the step, or why it was not taken.
+    """
+
+    def __init__(self, steps: Sequence[Step | Problem]) -> None:
+        self.steps = tuple(steps)
+        failed = [(index, step) for index, step in enumerate(steps) if isinstance(step, Problem)]
+        index, problem = failed[0]
+        super().__init__(
+            f"{len(failed)} of {len(steps)} steps were not taken; "
+            f"number {index}: {problem.message} ({problem.code})"
+        )
 
 
 class DeadlineError(ClientError):

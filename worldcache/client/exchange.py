@@ -35,6 +35,9 @@ class Request:
 
     Attributes:
         repeatable: a second one does nothing that the first has not done.
+        repeatable_if_refused: true of one that was refused for the moment, but not of one that got lost.
+        unfinished: tells of a reply that an earlier attempt, whose own reply was lost, is still being served.
+        begun: there has been such an attempt before.
         ends_with_connection: the server gives up what is asked for when nobody waits for the answer any more,
             so silence is no reason to repeat it.
         within: seconds from the first attempt within which it may be repeated.
@@ -47,9 +50,16 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
     repeatable: bool = False
+    repeatable_if_refused: bool = False
+    unfinished: Callable[[Reply], bool] | None = None
+    begun: bool = False
     ends_with_connection: bool = False
     within: float | None = None
     silence: float | None = None
+
+    def again_after(self, refusal: ApiError) -> bool:
+        """It may be repeated after that."""
+        return (self.repeatable or self.repeatable_if_refused) and is_temporary(refusal)
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,7 @@ class Reply:
         return self.content[:SHOWN].decode("utf-8", "replace")
 
 
-Step: TypeAlias = Request | Pause
-Operation: TypeAlias = Generator[Step, Reply | None, ResultT]
+Operation: TypeAlias = Generator[Request | Pause, Reply | None, ResultT]
 
 
 @dataclass(frozen=True)
@@ -136,17 +145,19 @@ class Exchange:
             raise InvalidInput(f"base_url {self.base_url!r} must begin with http:// or https:// and a host")
         check_header("api_key", self.api_key)
 
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        headers = {"User-Agent": f"worldcache-client/{__version__}"}
+        return headers if self.api_key is None else {**headers, "Authorization": f"Bearer {self.api_key}"}
+
     def arguments(self, request: Request) -> dict[str, Any]:
         """What httpx needs to build a request. The URL is absolute: nothing depends on the httpx client."""
-        headers = {"User-Agent": f"worldcache-client/{__version__}", **request.headers}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
         silence = self.timeout if request.silence is None else min(request.silence, self.timeout)
         return {
             "method": request.method,
             "url": self.base_url.rstrip("/") + request.path,
             "params": dict(request.params) or None,
-            "headers": headers,
+            "headers": {**self.headers(), **request.headers},
             "content": request.content,
             "timeout": httpx.Timeout(silence, connect=min(silence, CONNECT_SECONDS)),
         }
@@ -162,26 +173,28 @@ class Exchange:
             ApiError: the server refused it.
             ConnectionFailed: there was no reply.
         """
-        backoff = self.backoff(request.within)
+        backoff, lost = self.backoff(request.within), request.begun
         while True:
-            failure: ClientError
-            retry_after: float | None = None
-            again = request.repeatable
+            result: Reply | ClientError
             try:
                 reply = yield request
             except httpx.RequestError as error:
-                failure = connection_failed(request, error)
-                again = again and not (request.ends_with_connection and isinstance(error, httpx.ReadTimeout))
+                result, retry_after, lost = connection_failed(request, error), None, True
+                silent = request.ends_with_connection and isinstance(error, httpx.ReadTimeout)
+                again = request.repeatable and not silent
             else:
                 assert reply is not None
-                if reply.ok:
-                    return reply
-                failure = refusal = reply.error()
-                again, retry_after = again and is_temporary(refusal), refusal.retry_after
+                unfinished = lost and request.unfinished is not None and request.unfinished(reply)
+                refusal = None if reply.ok else reply.error()
+                result, retry_after = refusal or reply, refusal.retry_after if refusal else None
+                again = unfinished or (refusal is not None and request.again_after(refusal))
             delay = backoff.next_delay(retry_after) if again else None
-            if delay is None:
-                raise failure
-            yield Pause(delay)
+            if delay is not None:
+                yield Pause(delay)
+            elif isinstance(result, Reply):
+                return result
+            else:
+                raise result
 
 
 def check_header(name: str, value: str | None) -> None:

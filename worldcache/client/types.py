@@ -63,7 +63,7 @@ class RolloutStats(Answer):
 
 
 class Problem(Answer):
-    """Why a rollout failed."""
+    """Why a rollout, a step or a branch failed."""
 
     code: str
     message: str
