@@ -297,7 +297,7 @@ def test_a_step_that_is_still_being_taken_is_waited_for(kind: Kind) -> None:
         gate.close()
         transport = httpx.AsyncHTTPTransport() if kind.asynchronous else httpx.HTTPTransport()
         hourglass = Opener(gate)
-        options = {"transport": transport, "timeout": 0.5, "hourglass": hourglass}
+        options = {"transport": transport, "timeout": 2.0, "hourglass": hourglass}
         with kind.connect(str(server.base_url), **options) as client:
             session = client.sessions.create(**FIELDS)
             assert session.step(LEFT).step_id == 0
