@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -15,6 +17,12 @@ from app.errors import error_response
 
 ANYONE = "anyone"
 """The owner of everything while no keys are configured."""
+
+SUBPROTOCOL = "worldcache"
+"""What a WebSocket speaks, for clients that offer subprotocols."""
+
+KEY_SUBPROTOCOL = "bearer."
+"""Begins the subprotocol with which a browser, which cannot set headers, presents its key."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,24 @@ class ApiKeys:
         return found
 
 
+def _authorization(scope: Scope) -> str:
+    """The ``Authorization`` header, or what stands for it among the subprotocols of a WebSocket."""
+    header = Headers(scope=scope).get("authorization", "")
+    if header or scope["type"] != "websocket":
+        return header
+    offered = [text for text in scope.get("subprotocols", ()) if text.startswith(KEY_SUBPROTOCOL)]
+    return f"Bearer {_from_base64(offered[0].removeprefix(KEY_SUBPROTOCOL))}" if offered else ""
+
+
+def _from_base64(text: str) -> str:
+    """Text of base64url without padding; nothing if it is none."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        return data.decode("ascii")
+    except (binascii.Error, UnicodeError):
+        return ""
+
+
 class AuthMiddleware:
     """Answers 401 on ``/v1/*`` without a valid key, before the body is read."""
 
@@ -67,10 +93,11 @@ class AuthMiddleware:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v1/"):
+        asked = scope["type"] in ("http", "websocket")
+        if not asked or not f"{scope['path']}/".startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        owner = self._keys.owner(Headers(scope=scope).get("authorization", ""))
+        owner = self._keys.owner(_authorization(scope))
         if owner is None:
             response = error_response(
                 scope["state"]["request_id"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from app.auth import ANYONE, Caller
 from app.dispatcher import InProcessDispatcher
@@ -13,6 +14,7 @@ from app.errors import NotFound
 from app.metrics import Metrics
 from app.models import ModelHost
 from app.rollouts import RolloutService
+from app.session_socket import SocketRegistry
 from app.session_store import Session
 from app.sessions import SessionService
 from app.settings import Settings
@@ -30,28 +32,29 @@ class Services:
     store: Store
     rollouts: RolloutService
     sessions: SessionService
+    sockets: SocketRegistry
 
 
-def get_services(request: Request) -> Services:
-    services: Services = request.app.state.services
+def get_services(connection: HTTPConnection) -> Services:
+    services: Services = connection.app.state.services
     return services
 
 
 AppServices = Annotated[Services, Depends(get_services)]
 
 
-def get_owner(request: Request) -> str:
+def get_owner(connection: HTTPConnection) -> str:
     """Who is asking, as the authentication found out."""
-    owner: str = request.state.owner
+    owner: str = connection.state.owner
     return owner
 
 
 Owner = Annotated[str, Depends(get_owner)]
 
 
-def get_caller(request: Request, owner: Owner) -> Caller:
-    address = request.client.host if request.client else ""
-    return Caller(owner, address if owner == ANYONE else owner, request.state.arrived)
+def get_caller(connection: HTTPConnection, owner: Owner) -> Caller:
+    address = connection.client.host if connection.client else ""
+    return Caller(owner, address if owner == ANYONE else owner, connection.state.arrived)
 
 
 FromCaller = Annotated[Caller, Depends(get_caller)]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -112,6 +112,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(WorldCacheError, _on_library_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(WebSocketRequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
@@ -143,28 +144,37 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+    assert isinstance(error, (RequestValidationError, WebSocketRequestValidationError))
     request_id = request_id_of(request)
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         reason = problem.get("ctx", {}).get("error", "")
         return error_response(request_id, 400, "invalid_json", f"the body is not valid JSON: {reason}")
-    if isinstance(error.body, bytes):
+    body = getattr(error, "body", None)
+    if isinstance(body, bytes):
         return error_response(
             request_id, 415, "unsupported_media_type", "send JSON with Content-Type: application/json"
         )
-    param = field_path(problem, error.body)
+    found = validation_error(problem, body)
+    return error_response(request_id, 422, found.code, str(found), found.param)
+
+
+def validation_error(problem: Mapping[str, Any], body: object) -> InvalidInput:
+    """A validation problem of pydantic's in our own words.
+
+    Args:
+        problem: its location begins with ``body`` or another source.
+        body: what was checked.
+    """
+    param = field_path(problem, body)
     if problem["type"] == "not_supported":
-        field = problem["ctx"]["field"]
-        return error_response(request_id, 422, "not_supported", str(problem["msg"]), field)
+        return InvalidInput(str(problem["msg"]), param=problem["ctx"]["field"], code="not_supported")
     if problem["type"] == "extra_forbidden":
         name = (param or "").rpartition(".")[2]
-        return error_response(
-            request_id, 422, "unknown_field", f"there is no field {name!r}; remove it", param
-        )
+        return InvalidInput(f"there is no field {name!r}; remove it", param=param, code="unknown_field")
     code = "missing_field" if problem["type"] == "missing" else "invalid_value"
     message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
-    return error_response(request_id, 422, code, message, param)
+    return InvalidInput(message, param=param, code=code)
 
 
 def field_path(problem: Mapping[str, Any], body: object) -> str | None:

@@ -26,7 +26,8 @@ from app.middleware import (
 )
 from app.models import ModelHost
 from app.rollouts import RolloutService
-from app.routes import health, models, playground, rollouts, sessions, videos
+from app.routes import health, models, playground, rollouts, session_socket, sessions, videos
+from app.session_socket import SocketRegistry
 from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
 from app.settings import Settings
@@ -86,6 +87,7 @@ def create_app(
         counted=metrics.sessions_changed,
     )
     session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard)
+    sockets = SocketRegistry()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +99,7 @@ def create_app(
         finally:
             await auditor.close()
             sweeping.cancel()
+            await sockets.drain(0)
             await asyncio.gather(
                 service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
             )
@@ -109,13 +112,15 @@ def create_app(
         description="Action-conditioned rollouts of diffusion world models, most of their steps predicted.",
         lifespan=lifespan,
     )
-    app.state.services = Services(settings, metrics, dispatcher, host, store, service, session_service)
+    app.state.services = Services(
+        settings, metrics, dispatcher, host, store, service, session_service, sockets
+    )
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(AuthMiddleware, keys=ApiKeys(settings.api_keys))
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, sessions, videos, models, health, playground):
+    for module in (rollouts, sessions, session_socket, videos, models, health, playground):
         app.include_router(module.router)
     return app

@@ -99,6 +99,12 @@ class Metrics:
             ("model",),
             SECONDS,
         )
+        self.dropped_frames = Counter(
+            "worldcache_dropped_frames_total",
+            "Frames that a WebSocket did not get because its client read too slowly.",
+            ("model",),
+            registry=registry,
+        )
         self.rejected = Counter(
             "worldcache_rejected_total",
             "Rollout requests refused although well-formed, by the code of the error.",

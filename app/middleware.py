@@ -49,7 +49,7 @@ class RequestIdMiddleware:
         scope["state"]["arrived"] = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 

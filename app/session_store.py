@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 import uuid
@@ -69,7 +70,7 @@ class Session:
         parent: the session that it was forked from.
         steps_total, steps_full: denoise steps of the steps that were committed here.
         users: what goes on with it; it does not expire meanwhile.
-        closed: it was deleted, or has expired.
+        gone: set once it was deleted or has expired.
     """
 
     owner: str
@@ -91,7 +92,12 @@ class Session:
     steps_total: int = 0
     steps_full: int = 0
     users: int = 0
-    closed: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def closed(self) -> bool:
+        """It was deleted, or has expired."""
+        return self.gone.is_set()
 
     @property
     def state(self) -> RolloutState:
@@ -243,7 +249,7 @@ class InMemorySessionStore:
     def _bury(self, session: Session, why: str) -> None:
         if self._sessions.pop(session.id, None) is None:
             return
-        session.closed = True
+        session.gone.set()
         self._counted(session.model, -1)
         self._graves[session.id] = (session.owner, why)
         if len(self._graves) > MAX_GRAVES:

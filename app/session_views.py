@@ -6,6 +6,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from app.branches import Keep
 from app.errors import ApiError
 from app.session_store import CommittedStep, Outcome, Session
 from app.views import chunk_json, figures_json, pictures_json, seconds_to_ms
@@ -46,18 +47,30 @@ def session_json(session: Session, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-async def step_json(session: Session, step: CommittedStep, info: ModelInfo) -> dict[str, Any]:
-    """A step's answer."""
+async def step_json(
+    session: Session, step: CommittedStep, info: ModelInfo, keep: Keep = "all"
+) -> dict[str, Any]:
+    """A step's answer, with all of its frames, the last one or none."""
     return {
         "session_id": session.id,
         "step_id": step.step_id,
         "committed_step_id": session.committed_step_id,
-        "frames": await _frames_json(session, step.outcome, info),
-        "stats": {
-            "action_to_frame_ms": seconds_to_ms(step.action_to_frame_seconds),
-            **_stats_json(step.outcome),
-        },
+        "frames": await _frames_json(session, step.outcome, info, keep),
+        "stats": step_stats(step),
     }
+
+
+def step_stats(step: CommittedStep) -> dict[str, Any]:
+    """A step's ``stats``."""
+    return {
+        "action_to_frame_ms": seconds_to_ms(step.action_to_frame_seconds),
+        **_stats_json(step.outcome),
+    }
+
+
+def modalities_of(session: Session, info: ModelInfo) -> tuple[str, ...]:
+    """The modalities that a session answers with."""
+    return tuple(session.output.modalities or (modality.name for modality in info.modalities))
 
 
 async def plan_json(
@@ -87,12 +100,15 @@ def _stats_json(outcome: Outcome) -> dict[str, Any]:
     return {**figures, "chunks": [chunk_json(chunk) for chunk in outcome.stats.chunks]}
 
 
-async def _frames_json(session: Session, outcome: Outcome, info: ModelInfo) -> list[dict[str, Any]]:
+async def _frames_json(
+    session: Session, outcome: Outcome, info: ModelInfo, keep: Keep = "all"
+) -> list[dict[str, Any]]:
     """The frames that were kept, as pictures."""
-    names = session.output.modalities or [modality.name for modality in info.modalities]
+    names = modalities_of(session, info)
 
     def encode() -> list[dict[str, Any]]:
         count = len(next(iter(outcome.frames.values()), ()))
+        first = {"all": 0, "last": max(0, count - 1), "none": count}[keep]
         return [
             {
                 "index": outcome.first_frame + i,
@@ -100,7 +116,7 @@ async def _frames_json(session: Session, outcome: Outcome, info: ModelInfo) -> l
                     {name: outcome.frames[name][i] for name in names}, info, session.output.format
                 ),
             }
-            for i in range(count)
+            for i in range(first, count)
         ]
 
     return await to_thread.run_sync(encode)

@@ -103,7 +103,14 @@ class SessionService:
         return session
 
     async def step(
-        self, session: Session, actions: Sequence[JsonValue], step_id: int | None, caller: Caller
+        self,
+        session: Session,
+        actions: Sequence[JsonValue],
+        step_id: int | None,
+        caller: Caller,
+        *,
+        acted: bool = True,
+        begun: Callable[[], None] = lambda: None,
     ) -> CommittedStep:
         """Take the next step, or answer the last one again.
 
@@ -114,6 +121,8 @@ class SessionService:
             actions: one for each frame of the step, or one for all.
             step_id: of the step, as the caller counts; ``None`` for the next one.
             caller: who asks, and since when.
+            acted: somebody waits to see what these actions do, so that the time it takes counts.
+            begun: called once it has been handed to the engine.
 
         Raises:
             ApiError, InvalidInput: it cannot be taken, or has failed. The session is as it was.
@@ -126,10 +135,20 @@ class SessionService:
                 return known
             parsed = self._reader.read_step(session, actions, self.info(session))
             sent = list(actions) * (len(parsed) // len(actions))
-            step = _Step(asyncio.create_task(self._take_step(session, sent, parsed, caller)))
+            work = self._take_step(session, sent, parsed, caller, acted, begun)
+            step = _Step(asyncio.create_task(work))
             self._steps[session.id] = step
             step.task.add_done_callback(partial(self._step_done, session.id))
             return await asyncio.shield(step.task)
+
+    def stepping(self, session: Session) -> bool:
+        """Whether a step of the session is being taken."""
+        return session.id in self._steps
+
+    async def settle(self, session: Session) -> None:
+        """Return when no step of the session is being taken, whatever became of it."""
+        while (step := self._steps.get(session.id)) is not None:
+            await asyncio.wait([step.task])
 
     async def plan(
         self, session: Session, candidates: Sequence[Sequence[JsonValue]], keep: Keep, caller: Caller
@@ -295,7 +314,13 @@ class SessionService:
             lease.release()
 
     async def _take_step(
-        self, session: Session, sent: list[JsonValue], actions: tuple[Any, ...], caller: Caller
+        self,
+        session: Session,
+        sent: list[JsonValue],
+        actions: tuple[Any, ...],
+        caller: Caller,
+        acted: bool,
+        begun: Callable[[], None],
     ) -> CommittedStep:
         with session.in_use():
             lease = await self._models.lease(session.model)
@@ -304,6 +329,7 @@ class SessionService:
                 _check_not_closed(session)
                 branch = self._branches.submit(lease.model, session, session.state, actions, caller.client)
                 self._steps[session.id].branch = branch
+                begun()
                 outcome = await self._branches.finish(branch)
             except RolloutCancelled:
                 _check_not_closed(session)
@@ -313,7 +339,8 @@ class SessionService:
                 lease.release()
             _check_not_closed(session)
             seconds = outcome.first_frame_at - caller.arrived
-            self._metrics.action_to_frame.labels(session.model).observe(seconds)
+            if acted:
+                self._metrics.action_to_frame.labels(session.model).observe(seconds)
             committed = _commit(session, sent, outcome, seconds)
             await self.store.save(session)
             return committed
@@ -349,7 +376,7 @@ class SessionService:
 
     def _check_still(self, session: Session) -> None:
         """Refuse what would come between a step and its end."""
-        if session.id in self._steps:
+        if self.stepping(session):
             raise ApiError(
                 409,
                 "step_in_progress",

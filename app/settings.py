@@ -132,6 +132,12 @@ class Settings(BaseSettings):
     session_max_frames: int = Field(
         100_000, ge=1, description="Most frames of one session; its actions are kept for its snapshots."
     )
+    session_free_run_seconds: float = Field(
+        60.0, gt=0, description="Silence of a client after which its freely running world is paused."
+    )
+    session_outbox_frames: int = Field(
+        64, ge=1, description="Most frames that wait for a slow WebSocket; the oldest is dropped first."
+    )
     plan_max_candidates: int = Field(32, ge=1, description="Most sequences of actions in one plan.")
     plan_max_frames: int = Field(2048, ge=1, description="Most frames of all sequences of a plan together.")
 

@@ -111,6 +111,8 @@ class ModelInfo:
         guidance_scale: default guidance; 1 means none.
         calibrations: parameters that were measured for this model, by policy.
         auto_preset: the preset that ``auto`` stands for; the default one if ``None``.
+        token_grids: where a chunk's tokens lie, ``[T, h, w]`` by modality, in token order; empty for a
+            model whose tokens form no grid.
     """
 
     id: str
@@ -130,6 +132,7 @@ class ModelInfo:
     max_inference_steps: int = 1000
     calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     auto_preset: str | None = None
+    token_grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def chunks(self, frames: int) -> int:
         """How many chunks so many frames take; the last one may have a surplus."""

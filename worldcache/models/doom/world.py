@@ -117,6 +117,7 @@ class DoomWorldModel(WorldModel):
             licence=world["licence"],
             calibrations=calibration.policies,
             auto_preset=calibration.auto,
+            token_grids=dict.fromkeys(("rgb", "depth"), (self.transformer.groups, *self.transformer.grid)),
         )
         self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
 
