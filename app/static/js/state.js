@@ -28,17 +28,13 @@ export function createState(initial) {
 }
 
 /**
- * Where the page is.
+ * The page's phase is one of
  * - `loading` asks for models, `key` needs an API key, `empty` invites to play
  * - `connecting` opens a session, `measuring` takes a step without a cache
  * - `ready` waits for an action, `playing` steps, `paused` waits for a person
  * - `busy` was refused and comes back, `reconnecting` has lost the connection
  * - `expired` has lost the session, `failed` cannot go on by itself
+ *
+ * and a session is open, or will be again, in these.
  */
-export const PHASES = [
-  'loading', 'key', 'empty', 'connecting', 'measuring', 'ready', 'playing', 'paused', 'busy',
-  'reconnecting', 'expired', 'failed',
-];
-
-/** Phases in which a session is open and takes actions. */
 export const LIVE = new Set(['ready', 'playing', 'paused', 'busy', 'reconnecting']);

@@ -1,0 +1,38 @@
+/** The figures: how fast it is, against what, and how soon it obeys. */
+
+import { byId, setText } from './dom.js';
+
+const NONE = '–';
+
+function number(value, digits = 1) {
+  return value === null || value === undefined ? NONE : value.toFixed(digits);
+}
+
+export class Figures {
+  constructor() {
+    this.names = ['ratio', 'fps', 'fps-uncached', 'skip', 'latency', 'game-fps', 'frame-index', 'ratio-text'];
+    this.texts = Object.fromEntries(this.names.map((name) => [name, byId(name)]));
+    this.now = byId('bar-now');
+    this.uncached = byId('bar-uncached');
+    this.mark = byId('mark-game');
+  }
+
+  /** @param {{achieved, uncached, game, skipRatio, latency, frame}} figures null where unknown */
+  show({ achieved, uncached, game, skipRatio, latency, frame }) {
+    const ratio = achieved && uncached ? achieved / uncached : null;
+    setText(this.texts.ratio, ratio === null ? NONE : `${ratio.toFixed(1)}×`);
+    this.texts.ratio.dataset.known = String(ratio !== null);
+    setText(this.texts['ratio-text'], ratio !== null && ratio < 1 ? 'the uncached speed' : 'faster than uncached');
+    setText(this.texts.fps, number(achieved));
+    setText(this.texts['fps-uncached'], number(uncached));
+    setText(this.texts.skip, skipRatio === null ? NONE : `${Math.round(100 * skipRatio)} %`);
+    setText(this.texts.latency, latency === null ? NONE : `${Math.round(latency)} ms`);
+    setText(this.texts['game-fps'], game ? `${number(game)} frames/s` : NONE);
+    setText(this.texts['frame-index'], frame === null ? NONE : String(frame));
+    const most = Math.max(game ?? 0, achieved ?? 0, uncached ?? 0, 1e-6) * 1.12;
+    this.now.style.setProperty('--part', String((achieved ?? 0) / most));
+    this.uncached.style.setProperty('--part', String((uncached ?? 0) / most));
+    this.mark.hidden = !game;
+    this.mark.style.setProperty('--part', String((game ?? 0) / most));
+  }
+}
