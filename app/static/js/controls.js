@@ -3,7 +3,8 @@
 import { make, readable } from './dom.js';
 import { idleIndex, mapKeys } from './keys.js';
 
-const FIELDS = 'input, select, textarea, [contenteditable]';
+const FIELDS = 'input:not([type=checkbox]), select, textarea, [contenteditable]';
+const SPACED = 'button, a, summary, input';
 const MOST_TAPS = 4;
 
 /** What a person does now: which actions are held, and which were only tapped. */
@@ -128,7 +129,7 @@ export class Controls {
     if (!this.enabled || !this.codes || this.vector || event.ctrlKey || event.metaKey || event.altKey) return;
     const { target } = event;
     if (target.closest?.(FIELDS)) return;
-    if (event.code === 'Space' && target.closest?.('button, a, summary')) return;
+    if (event.code === 'Space' && target.closest?.(SPACED)) return;
     const index = this.codes.get(event.code);
     if (index === undefined) return;
     event.preventDefault();

@@ -10,19 +10,25 @@ function number(value, digits = 1) {
 
 export class Figures {
   constructor() {
-    this.names = ['ratio', 'fps', 'fps-uncached', 'skip', 'latency', 'game-fps', 'frame-index', 'ratio-text'];
-    this.texts = Object.fromEntries(this.names.map((name) => [name, byId(name)]));
+    const names = ['ratio', 'fps', 'fps-uncached', 'skip', 'latency', 'game-fps', 'frame-index', 'ratio-text', 'lane-now', 'lane-uncached'];
+    this.texts = Object.fromEntries(names.map((name) => [name, byId(name)]));
     this.now = byId('bar-now');
     this.uncached = byId('bar-uncached');
     this.mark = byId('mark-game');
   }
 
-  /** @param {{achieved, uncached, game, skipRatio, latency, frame}} figures null where unknown */
-  show({ achieved, uncached, game, skipRatio, latency, frame }) {
+  /**
+   * @param {{achieved, uncached, game, skipRatio, latency, frame}} figures null where unknown
+   * @param {?[string, string]} rivals of a comparison: their names, `uncached` being the second one's speed
+   */
+  show({ achieved, uncached, game, skipRatio, latency, frame }, rivals = null) {
     const ratio = achieved && uncached ? achieved / uncached : null;
     setText(this.texts.ratio, ratio === null ? NONE : `${ratio.toFixed(1)}×`);
     this.texts.ratio.dataset.known = String(ratio !== null);
-    setText(this.texts['ratio-text'], ratio !== null && ratio < 1 ? 'the uncached speed' : 'faster than uncached');
+    const plain = ratio !== null && ratio < 1 ? 'the uncached speed' : 'faster than uncached';
+    setText(this.texts['ratio-text'], rivals ? 'A against B, in one batch' : plain);
+    setText(this.texts['lane-now'], rivals ? `A ${rivals[0]}` : 'Cached');
+    setText(this.texts['lane-uncached'], rivals ? `B ${rivals[1]}` : 'Uncached');
     setText(this.texts.fps, number(achieved));
     setText(this.texts['fps-uncached'], number(uncached));
     setText(this.texts.skip, skipRatio === null ? NONE : `${Math.round(100 * skipRatio)} %`);

@@ -105,17 +105,19 @@ function useModel(model) {
 }
 
 function showFigures() {
-  const { phase, uncached, model, skipRatio, frame } = state.values;
+  const { phase, uncached, model, skipRatio, frame, comparing } = state.values;
   const meter = game.tracks[0]?.meter;
   const moving = phase === 'playing';
+  const steps = game.tracks.map((track) => track.steps.at(-1)?.stats);
+  // Side by side, the faster one waits for the other: each is as fast as it was computed.
+  const [first, second] = comparing ? steps.map((stats) => stats?.frames_per_second ?? null)
+    : [meter?.framesPerSecond ?? null, uncached];
   figures.show({
-    achieved: moving ? meter?.framesPerSecond ?? null : null, uncached, game: model?.fps ?? null,
+    achieved: moving ? first : null, uncached: second, game: model?.fps ?? null,
     skipRatio: frame === null ? null : skipRatio, latency: meter?.latencyMedian ?? null, frame,
-  });
-  game.tracks.forEach((track, side) => {
-    const stats = track.steps.at(-1)?.stats;
-    const text = stats && state.values.comparing
-      ? `${Math.round(100 * stats.skip_ratio)} % skipped · ${stats.frames_per_second.toFixed(1)} frames/s` : '';
+  }, comparing ? caches.map((cache) => nameOf(cache, model)) : null);
+  steps.forEach((stats, side) => {
+    const text = stats && comparing ? `${stats.steps_full} of ${stats.steps_total} steps computed` : '';
     setText(byId(side ? 'figure-b' : 'figure-a'), text);
   });
 }
@@ -201,6 +203,21 @@ function wire() {
     else if (!document.hidden && phase === 'paused' && pausedBy === 'hidden') game.resume();
   });
   addEventListener('pagehide', () => game.closeAll());
+  giveFocusBack();
+}
+
+/** Whoever clicks on a setting plays on: the next key is the world's, unless keys alone are used. */
+function giveFocusBack() {
+  let pointed = false;
+  addEventListener('pointerdown', () => { pointed = true; }, true);
+  addEventListener('keydown', () => { pointed = false; }, true);
+  const back = ({ target }) => {
+    if (pointed && LIVE.has(state.values.phase) && !target.closest('.actions, .parameters')) {
+      byId('stage').focus({ preventScroll: true });
+    }
+  };
+  document.addEventListener('change', back);
+  document.addEventListener('click', (event) => event.target.closest('button') && back(event));
 }
 
 function watch() {

@@ -88,7 +88,7 @@ export class Stage {
       this.errors.count += 1;
     }
     const mean = this.errors.sum / this.errors.count;
-    setText(this.psnr, `PSNR ${decibels(error)} · mean ${decibels(mean)}`);
+    setText(this.psnr, `PSNR ${decibels(error)}, mean ${decibels(mean)}`);
     this.psnr.dataset.db = error === 0 ? 'Infinity' : psnr(error).toFixed(2);
   }
 
