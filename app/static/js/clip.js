@@ -1,5 +1,14 @@
 /** A clip as data: the request that makes the same frames again. */
 
+const LONGEST_TEXT = 500;
+
+/** Changes of the cache as one text, the latest ones if they are many. */
+function changesText(changes) {
+  const kept = [...changes];
+  while (JSON.stringify(kept).length > LONGEST_TEXT) kept.shift();
+  return JSON.stringify(kept);
+}
+
 /**
  * A body for `POST /v1/rollouts`: the actions from frame 0 up to now.
  *
@@ -19,6 +28,6 @@ export function rolloutOf(track, start, cacheChanges) {
     guidance_scale: guidance,
     ...(cache === null ? {} : { cache }),
     actions,
-    metadata: { made_by: 'playground', cache_changes: cacheChanges },
+    metadata: { made_by: 'playground', cache_changes: changesText(cacheChanges) },
   };
 }

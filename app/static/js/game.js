@@ -55,8 +55,7 @@ export class Game {
 
   get frameInterval() {
     const [track] = this.tracks;
-    const step = track?.meter.stepMilliseconds;
-    return step ? step / track.session.frames_per_step : 1000 / this.model.fps;
+    return track ? track.meter.stepMilliseconds / track.session.frames_per_step || 1000 / this.model.fps : 0;
   }
 
   // Sessions

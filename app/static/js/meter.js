@@ -15,6 +15,7 @@ export function median(numbers) {
 export class Meter {
   constructor() {
     this.restart();
+    this.pace = null;
     this.latencies = [];
   }
 
@@ -42,11 +43,11 @@ export class Meter {
     return seconds > 0 ? frames / seconds : null;
   }
 
-  /** Milliseconds between steps, lately; null until two have arrived. */
+  /** Milliseconds between steps, lately or before the last pause; null until two have arrived. */
   get stepMilliseconds() {
     const recent = this.steps.slice(-5);
-    if (recent.length < 2) return null;
-    return (recent.at(-1).now - recent[0].now) / (recent.length - 1);
+    if (recent.length > 1) this.pace = (recent.at(-1).now - recent[0].now) / (recent.length - 1);
+    return this.pace;
   }
 
   get latencyMedian() {

@@ -2,6 +2,7 @@
 
 const LATE_STEPS = 1.5;
 const CATCH_UP = 0.7;
+const LONGEST_LAG_MS = 40;
 
 export class Presenter {
   /**
@@ -45,15 +46,13 @@ export class Presenter {
 
   tick(now) {
     this.running = false;
+    // Count from when the first was due, unless that was long ago: a display's rounding must not add up.
+    if (now - this.due > Math.max(this.interval(), LONGEST_LAG_MS)) this.due = now;
     while (this.queue[0]?.bitmaps && (!this.smooth || now >= this.due)) {
       const moment = this.queue.shift();
       this.show(moment);
-      if (!this.smooth) continue;
       const late = this.queue.length > LATE_STEPS * moment.step;
-      const pause = this.interval() * (late ? CATCH_UP : 1);
-      // Count from when it was due, unless that was long ago: rounding to the display's pace must not add up.
-      this.due = (now - this.due < pause ? this.due : now) + pause;
-      break;
+      this.due += this.interval() * (late ? CATCH_UP : 1);
     }
     if (this.queue[0]?.bitmaps) this.wake();
   }

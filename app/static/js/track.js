@@ -48,6 +48,7 @@ export class Track {
     this.ackWaiting = [];
     this.part = null;
     this.steps = [];
+    this.gone = false;
     /** The action of every frame so far, for the recording. */
     this.actions = [];
   }
@@ -65,6 +66,7 @@ export class Track {
       },
       ended: (reason, error) => {
         this.forget();
+        this.gone = reason === 'expired' || reason === 'taken';
         this.handlers.ended(this, reason, error);
       },
     });
@@ -77,9 +79,11 @@ export class Track {
     this.forget();
   }
 
-  /** Disconnect, and let the server forget the session. */
+  /** Disconnect, and let the server forget the session, if it has not yet. */
   async close() {
     this.disconnect();
+    if (this.gone) return;
+    this.gone = true;
     await this.api.close(this.session.id).catch(() => undefined); // it expires by itself
   }
 
