@@ -23,10 +23,13 @@ export class Figures {
    */
   show({ achieved, uncached, game, skipRatio, latency, frame }, rivals = null) {
     const ratio = achieved && uncached ? achieved / uncached : null;
-    setText(this.texts.ratio, ratio === null ? NONE : `${ratio.toFixed(1)}×`);
+    const shown = rivals && ratio < 1 ? 1 / ratio : ratio;
+    setText(this.texts.ratio, ratio === null ? NONE : `${shown.toFixed(1)}×`);
     this.texts.ratio.dataset.known = String(ratio !== null);
-    const plain = ratio !== null && ratio < 1 ? 'the uncached speed' : 'faster than uncached';
-    setText(this.texts['ratio-text'], rivals ? 'A against B, in one batch' : plain);
+    const slower = ratio !== null && ratio < 1;
+    const rivalText = slower ? 'B faster than A' : 'A faster than B';
+    const plain = slower ? 'the uncached speed' : 'faster than uncached';
+    setText(this.texts['ratio-text'], rivals ? rivalText : plain);
     setText(this.texts['lane-now'], rivals ? `A ${rivals[0]}` : 'Cached');
     setText(this.texts['lane-uncached'], rivals ? `B ${rivals[1]}` : 'Uncached');
     setText(this.texts.fps, number(achieved));

@@ -107,13 +107,13 @@ function useModel(model) {
 function showFigures() {
   const { phase, uncached, model, skipRatio, frame, comparing } = state.values;
   const meter = game.tracks[0]?.meter;
-  const moving = phase === 'playing';
+  const known = phase === 'playing' || phase === 'paused' || phase === 'ready' || phase === 'measuring';
   const steps = game.tracks.map((track) => track.steps.at(-1)?.stats);
   // Side by side, the faster one waits for the other: each is as fast as it was computed.
   const [first, second] = comparing ? steps.map((stats) => stats?.frames_per_second ?? null)
     : [meter?.framesPerSecond ?? null, uncached];
   figures.show({
-    achieved: moving ? first : null, uncached: second, game: model?.fps ?? null,
+    achieved: known ? first : null, uncached: second, game: model?.fps ?? null,
     skipRatio: frame === null ? null : skipRatio, latency: meter?.latencyMedian ?? null, frame,
   }, comparing ? caches.map((cache) => nameOf(cache, model)) : null);
   steps.forEach((stats, side) => {

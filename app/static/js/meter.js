@@ -16,6 +16,7 @@ export class Meter {
   constructor() {
     this.restart();
     this.pace = null;
+    this.rate = null;
     this.latencies = [];
   }
 
@@ -35,12 +36,14 @@ export class Meter {
     if (this.latencies.length > LATENCIES) this.latencies.shift();
   }
 
-  /** Null until two steps have arrived. */
+  /** Lately, or before the last pause; null until two steps have arrived. */
   get framesPerSecond() {
-    if (this.steps.length < 2) return null;
-    const seconds = (this.steps.at(-1).now - this.steps[0].now) / 1000;
-    const frames = this.steps.slice(1).reduce((sum, step) => sum + step.frames, 0);
-    return seconds > 0 ? frames / seconds : null;
+    if (this.steps.length > 1) {
+      const seconds = (this.steps.at(-1).now - this.steps[0].now) / 1000;
+      const frames = this.steps.slice(1).reduce((sum, step) => sum + step.frames, 0);
+      if (seconds > 0) this.rate = frames / seconds;
+    }
+    return this.rate;
   }
 
   /** Milliseconds between steps, lately or before the last pause; null until two have arrived. */

@@ -17,7 +17,7 @@ export function describePreset(model, name) {
 /** A name of a cache, as it is sent. */
 export function nameOf(cache, model) {
   if (cache === null) return nameOf(model.default_preset, model);
-  if (typeof cache === 'string') return PRESET_NAMES[cache] ?? cache;
+  if (typeof cache === 'string') return readable(PRESET_NAMES[cache] ?? cache);
   return cache.policy;
 }
 

@@ -20,6 +20,7 @@ export class Stage {
     this.difference = byId('difference');
     this.gain = byId('gain');
     this.psnr = byId('psnr');
+    this.mean = byId('psnr-mean');
     this.views = byId('views');
     this.showClasses = false;
     this.range = new DepthRange();
@@ -88,7 +89,8 @@ export class Stage {
       this.errors.count += 1;
     }
     const mean = this.errors.sum / this.errors.count;
-    setText(this.psnr, `PSNR ${decibels(error)}, mean ${decibels(mean)}`);
+    setText(this.psnr, `PSNR ${decibels(error)}`);
+    setText(this.mean, `, mean ${decibels(mean)}`);
     this.psnr.dataset.db = error === 0 ? 'Infinity' : psnr(error).toFixed(2);
   }
 

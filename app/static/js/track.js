@@ -178,8 +178,10 @@ export class Track {
 
   heardAnswer(message) {
     if (message.type === 'ready') Object.assign(this.session, message.session);
-    if (message.type === 'cache') this.session.cache = message.cache;
-    if (message.type === 'cache') this.session.policy = message.policy;
+    if (message.type === 'cache') {
+      Object.assign(this.session, { cache: message.cache, policy: message.policy });
+      this.meter.restart();
+    }
     if (message.type === 'rewind' || message.type === 'reset') this.went(message.frames);
     if (message.type === 'error') this.refused(message);
     const index = this.ackWaiting.findIndex(({ type }) => type === message.type);
