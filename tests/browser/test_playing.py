@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 def test_one_click_plays_and_ten_actions_show(world: str, visit: Visit) -> None:
     with visit(world) as player:
-        assert "Play" in player.text("#overlay-primary")
         player.play()
         assert player.page.is_hidden("#overlay")
         seen = {player.picture("rgb-a")}
@@ -28,8 +27,10 @@ def test_one_click_plays_and_ten_actions_show(world: str, visit: Visit) -> None:
             depths.add(player.picture("depth"))
         assert len(seen) == 11 and len(depths) > 5
         player.wait_for_text("#ratio", "\\d")
-        ratio = player.number("#fps") / player.number("#fps-uncached")
-        assert player.number("#ratio") == pytest.approx(ratio, rel=0.2)
+        ratio, cached, uncached = player.page.evaluate(
+            "['ratio', 'fps', 'fps-uncached'].map((id) => parseFloat(document.getElementById(id).innerText))"
+        )
+        assert ratio == pytest.approx(cached / uncached, rel=0.1, abs=0.06) and uncached > 0
         assert player.number("#skip") == 86
         assert player.number("#game-fps") == 17.5
         assert player.number("#latency") > 0

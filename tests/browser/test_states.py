@@ -178,9 +178,8 @@ def test_a_clip_is_recorded_and_its_actions_make_it_again(toy: httpx.Client, vis
         player.page.wait_for_function("document.querySelector('#record').textContent === 'Record'")
         while len(downloads) < 2:
             player.page.wait_for_timeout(50)
-        video, actions = (Path(one.path()).read_bytes() for one in downloads)
-        names = [one.suggested_filename for one in downloads]
-    assert names[0].endswith(".webm") and names[1].endswith(".json")
+        files = {Path(one.suggested_filename).suffix: Path(one.path()).read_bytes() for one in downloads}
+    video, actions = files[".webm"], files[".json"]
     assert video[:4] == b"\x1a\x45\xdf\xa3" and len(video) > 5000
     body = json.loads(actions)
     assert 24 <= len(body["actions"])

@@ -5,8 +5,7 @@ const DEPTH_STOPS = [
   [255, 244, 214], [255, 196, 112], [236, 112, 84], [163, 58, 112], [84, 34, 110], [34, 20, 66], [10, 8, 22],
 ];
 
-/** Stable, linear, chaotic, and RGBA of each. */
-export const CLASS_NAMES = ['stable', 'linear', 'chaotic'];
+/** RGBA of stable, linear and chaotic tokens. */
 const CLASS_COLOURS = [[46, 204, 113, 255], [255, 193, 69, 255], [255, 77, 90, 255]];
 
 export const COMPUTED = '#ff9d5c';

@@ -10,7 +10,10 @@ function number(value, digits = 1) {
 
 export class Figures {
   constructor() {
-    const names = ['ratio', 'fps', 'fps-uncached', 'skip', 'latency', 'game-fps', 'frame-index', 'ratio-text', 'lane-now', 'lane-uncached'];
+    const names = [
+      'ratio', 'ratio-text', 'lane-now', 'fps', 'lane-uncached', 'fps-uncached', 'skip', 'latency', 'game-fps',
+      'frame-index',
+    ];
     this.texts = Object.fromEntries(names.map((name) => [name, byId(name)]));
     this.now = byId('bar-now');
     this.uncached = byId('bar-uncached');

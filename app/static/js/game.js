@@ -1,13 +1,13 @@
 /** Plays: opens sessions, turns what a person does into steps, and goes on after trouble. */
 
 import { ApiError } from './api.js';
+import { Driver } from './driver.js';
 import { measureUncached } from './measure.js';
-import { Presenter } from './presenter.js';
+import { patiently, waitSeconds } from './patience.js';
+import { Projector } from './projector.js';
 import { StepLost, Track } from './track.js';
 
 const MEASURE_TIMEOUT_MS = 8000;
-const LEAST_RETRY_SECONDS = 0.5;
-const UNREACHABLE_SECONDS = [1, 2, 4, 8];
 const REWIND_STEPS = 4;
 const LOAD_POLL_MS = 500;
 
@@ -30,18 +30,17 @@ export class Game {
     this.controls = controls;
     this.stage = stage;
     this.hooks = hooks;
-    this.presenter = new Presenter((moment) => this.present(moment), () => this.frameInterval);
+    this.projector = new Projector(stage, {
+      interval: () => this.frameInterval, shown: (moment) => this.shown(moment),
+    });
     this.tracks = [];
     this.epoch = 0;
     this.speed = 'free';
     this.wants = false;
-    this.driving = null;
-    this.wake = () => undefined;
+    this.driver = null;
+    this.driven = null;
     this.work = Promise.resolve();
-    this.joined = new Map();
     this.cacheChanges = [];
-    this.shownSeq = 0;
-    this.shownFrame = -1;
   }
 
   get comparing() {
@@ -100,7 +99,9 @@ export class Game {
     if (model.status !== 'warm') {
       await this.patiently(epoch, () => this.api.load(id));
       while (model.status !== 'warm') {
-        if (model.status === 'failed') throw new ApiError(500, { code: 'model_failed', message: model.reason ?? 'the model cannot be loaded' });
+        if (model.status === 'failed') {
+          throw new ApiError(500, { code: 'model_failed', message: model.reason ?? 'the model cannot be loaded' });
+        }
         this.state.set({ phase: 'connecting', notice: `The server is loading ${id}.` });
         await pause(LOAD_POLL_MS);
         model = await this.patiently(epoch, () => this.api.model(id));
@@ -114,7 +115,7 @@ export class Game {
     const modalities = session.output.modalities ?? this.model.modalities.map(({ name }) => name);
     return new Track(this.api, session, modalities, {
       ready: (track) => this.ready(track),
-      frame: (track, frame) => this.join(track, frame),
+      frame: (track, frame) => this.arrived(track, frame),
       step: (track) => this.stepped(track),
       told: (track, message) => this.told(track, message),
       lost: (track, delay) => this.lost(track, delay),
@@ -131,12 +132,9 @@ export class Game {
     this.begun();
   }
 
-  /** Frames are counted anew: what was to be shown is of another past. */
+  /** Frames are counted anew. */
   begun() {
-    this.presenter.clear();
-    this.joined.clear();
-    this.shownSeq = 0;
-    this.shownFrame = (this.tracks[0]?.session.frames ?? 0) - 1;
+    this.projector.begin(this.tracks);
   }
 
   // Trouble
@@ -167,25 +165,17 @@ export class Game {
     if (epoch !== this.epoch) throw new Superseded();
   }
 
-  /** Ask until the server has time, or answers at all. */
-  async patiently(epoch, ask) {
-    for (let attempt = 0; ; attempt += 1) {
-      try {
-        const answer = await ask();
-        this.check(epoch);
-        return answer;
-      } catch (error) {
-        this.check(epoch);
-        if (!(error instanceof ApiError) || !(error.busy || error.status === 0)) throw error;
-        const shortest = error.busy ? error.retryAfter ?? 1 : UNREACHABLE_SECONDS[Math.min(attempt, 3)];
-        const seconds = Math.max(LEAST_RETRY_SECONDS, shortest);
+  /** Ask until the server has time, or answers at all; the page says what it waits for. */
+  patiently(epoch, ask) {
+    return patiently(ask, {
+      check: () => this.check(epoch),
+      waits: (error, seconds, skip) => {
+        this.skipWait = skip;
         const phase = error.busy ? 'busy' : 'reconnecting';
         this.state.set({ phase, error: error.message, retryAt: performance.now() + 1000 * seconds });
-        await Promise.race([pause(1000 * seconds), new Promise((resolve) => { this.skipWait = resolve; })]);
-        this.check(epoch);
-        this.state.set({ phase: 'connecting', retryAt: null });
-      }
-    }
+      },
+      goesOn: () => this.state.set({ phase: 'connecting', retryAt: null }),
+    });
   }
 
   /** Do not wait any longer before the next attempt. */
@@ -203,10 +193,10 @@ export class Game {
 
   ended(track, reason, error) {
     this.stopDriving();
+    const elsewhere = 'the session was opened elsewhere, in another tab perhaps';
     if (reason === 'key') this.state.set({ phase: 'key', keyError: null });
-    else if (reason === 'expired') this.state.set({ phase: 'expired', error: null });
-    else if (reason === 'taken') this.state.set({ phase: 'expired', error: 'the session was opened elsewhere, in another tab perhaps' });
-    else this.state.set({ phase: 'failed', error: error.message });
+    else if (reason === 'failed') this.state.set({ phase: 'failed', error: error.message });
+    else this.state.set({ phase: 'expired', error: reason === 'taken' ? elsewhere : null });
   }
 
   // What the server says
@@ -250,8 +240,8 @@ export class Game {
 
   refused(track, { error, retry_after: retryAfter }) {
     if (retryAfter !== null && retryAfter !== undefined) {
-      const seconds = Math.max(LEAST_RETRY_SECONDS, retryAfter);
-      this.state.set({ phase: 'busy', error: error.message, retryAt: performance.now() + 1000 * seconds });
+      const retryAt = performance.now() + 1000 * waitSeconds(retryAfter);
+      this.state.set({ phase: 'busy', error: error.message, retryAt });
     } else if (error.param?.startsWith('cache') || error.code === 'policy_not_calibrated') {
       this.hooks.cacheFailed(this.tracks.indexOf(track), error);
     } else {
@@ -259,32 +249,14 @@ export class Game {
     }
   }
 
-  // Frames
-
-  /** Put frames of all tracks together by index. */
-  join(track, frame) {
-    const step = track.session.frames_per_step;
-    if (!this.comparing) {
-      this.presenter.push({ frames: [frame], step });
-      return;
-    }
-    const frames = this.joined.get(frame.index) ?? [];
-    frames[this.tracks.indexOf(track)] = frame;
-    this.joined.set(frame.index, frames);
-    if (this.tracks.every((_, side) => frames[side])) {
-      this.joined.delete(frame.index);
-      this.presenter.push({ frames, step });
-    }
+  arrived(track, frame) {
+    const { dropped } = frame;
+    if (dropped) this.state.set({ notice: `${dropped} frames were lost: they come faster than they are read` });
+    this.projector.add(track, frame);
   }
 
-  present(moment) {
+  shown(moment) {
     const [frame] = moment.frames;
-    this.stage.show(moment);
-    if (frame.seq > this.shownSeq) {
-      this.shownSeq = frame.seq;
-      if (frame.sentAt !== null) this.tracks[0]?.meter.latency(performance.now() - frame.sentAt);
-    }
-    this.shownFrame = frame.index;
     this.state.set({ frame: frame.index, skipRatio: frame.skipRatio });
     this.hooks.moment(moment);
   }
@@ -305,7 +277,7 @@ export class Game {
       return;
     }
     if (!this.wants) return;
-    if (!this.free) this.wake();
+    if (!this.free) this.driver?.wake();
     else if (this.controls.current !== null) this.tracks[0].act(this.controls.current);
   }
 
@@ -327,9 +299,8 @@ export class Game {
 
   /** Stop the world where it is. */
   async halt() {
-    const { driving } = this;
     this.stopDriving();
-    await driving?.done;
+    await this.driven;
     if (this.tracks[0]?.mode === 'free') await this.tracks[0].ask({ type: 'pause' }, 'paused');
     for (const track of this.tracks) track.meter.restart();
   }
@@ -368,7 +339,7 @@ export class Game {
   rewind() {
     return this.between(async () => {
       const [{ session }] = this.tracks;
-      const steps = Math.floor((this.shownFrame + 1) / session.frames_per_step) - REWIND_STEPS;
+      const steps = Math.floor((this.projector.frame + 1) / session.frames_per_step) - REWIND_STEPS;
       const target = Math.max(0, steps * session.frames_per_step);
       await this.askAll({ type: 'rewind', to_frame: target });
       this.stage.forgetErrors();
@@ -424,7 +395,7 @@ export class Game {
       await this.halt();
       const [first] = this.tracks;
       const step = first.session.frames_per_step;
-      const target = Math.floor((this.shownFrame + 1) / step) * step;
+      const target = Math.floor((this.projector.frame + 1) / step) * step;
       await first.ask({ type: 'rewind', to_frame: target });
       const session = await this.patiently(epoch, () => this.api.fork(first.session.id));
       Object.assign(session, await this.api.setCache(session.id, cache));
@@ -477,51 +448,45 @@ export class Game {
 
   // Lock-step
 
-  /** Take step after step with all tracks, the same action for each. */
+  /** Take step after step with all tracks. */
   drive() {
-    if (this.driving) return;
-    const driving = { stopped: false, done: null };
-    this.driving = driving;
-    this.controls.taps.length = 0;
-    driving.done = this.guarded(this.epoch, () => this.takeSteps(driving)).then(() => {
-      if (this.driving === driving) this.driving = null;
-    });
-  }
-
-  stopDriving() {
-    if (this.driving) this.driving.stopped = true;
-    this.driving = null;
-    this.wake();
-  }
-
-  async takeSteps(driving) {
+    if (this.driver) return;
     let action = this.anyAction;
-    while (!driving.stopped) {
-      const meant = this.controls.takeTap() ?? (this.speed === 'step' ? null : this.controls.current ?? action);
-      if (meant === null) {
+    const length = (1000 * this.tracks[0].session.frames_per_step) / this.model.fps;
+    const driver = new Driver(this.tracks, {
+      next: () => {
+        const going = this.speed === 'step' ? null : this.controls.current ?? action;
+        const meant = this.controls.takeTap() ?? going;
+        action = meant ?? action;
+        return meant;
+      },
+      rests: () => {
         this.state.set({ phase: 'ready' });
         for (const track of this.tracks) track.meter.restart();
-        await new Promise((resolve) => { this.wake = resolve; });
-        continue;
+      },
+      pace: () => (this.speed === 'paced' ? length : 0),
+    });
+    this.driver = driver;
+    this.controls.taps.length = 0;
+    this.driven = this.guarded(this.epoch, () => this.runDriver(driver));
+  }
+
+  async runDriver(driver) {
+    try {
+      await driver.run();
+    } catch (error) {
+      if (error instanceof StepLost && error.code) {
+        this.wants = false;
+        this.state.set({ phase: 'paused', pausedBy: 'error' });
       }
-      action = meant;
-      const began = performance.now();
-      try {
-        await Promise.all(this.tracks.map((track) => track.step(action)));
-      } catch (error) {
-        if (error instanceof StepLost && error.code) {
-          this.wants = false;
-          this.state.set({ phase: 'paused', pausedBy: 'error' });
-        }
-        throw error;
-      }
-      if (this.speed === 'paced') await this.keepPace(began);
+      throw error;
+    } finally {
+      if (this.driver === driver) this.driver = null;
     }
   }
 
-  /** Wait until the game would be as far. */
-  async keepPace(began) {
-    const length = (1000 * this.tracks[0].session.frames_per_step) / this.model.fps;
-    await pause(Math.max(0, length - (performance.now() - began)));
+  stopDriving() {
+    this.driver?.stop();
+    this.driver = null;
   }
 }

@@ -39,6 +39,7 @@ new Status(state, {
   play: () => play(),
   resume: () => game.resume(),
   retry: () => game.retryNow(),
+  again: () => (state.values.models.length ? play() : load()),
 });
 
 /** The side whose cache is being changed. */
@@ -70,6 +71,7 @@ async function play() {
   const seed = byId('seed');
   if (!seed.reportValidity()) return;
   byId('stage').focus({ preventScroll: true });
+  if (recorder.recording) await toggleRecording();
   await game.start({
     model: byId('model').value, start: byId('start').value, seed: seed.valueAsNumber, cache: caches[0],
   });
@@ -138,9 +140,12 @@ async function toggleRecording() {
     state.set({ recording: true });
     return;
   }
-  const video = await recorder.stop();
+  byId('record').disabled = true;
+  const video = await recorder.stop(stage.recorded);
+  byId('record').disabled = false;
   state.set({ recording: false });
-  download(video, `worldcache-${fileName()}.${video.type.includes('mp4') ? 'mp4' : 'webm'}`);
+  if (video) download(video, `worldcache-${fileName()}.${video.type.includes('mp4') ? 'mp4' : 'webm'}`);
+  else state.set({ notice: 'the browser has recorded nothing; record for longer' });
   saveActions();
 }
 
@@ -185,7 +190,7 @@ function wire() {
   byId('save-actions').addEventListener('click', () => saveActions());
   byId('measure').addEventListener('click', () => game.measureAgain());
   byId('speed').addEventListener('change', (event) => game.setSpeed(event.target.value));
-  byId('smooth').addEventListener('change', (event) => { game.presenter.smooth = event.target.checked; });
+  byId('smooth').addEventListener('change', (event) => { game.projector.smooth = event.target.checked; });
   byId('classes').addEventListener('change', (event) => {
     stage.showClasses = event.target.checked;
     stage.redraw();
@@ -228,7 +233,7 @@ function watch() {
     controls.enabled = live;
     for (const id of ['pause', 'rewind', 'reset', 'measure', 'compare']) byId(id).disabled = still;
     byId('save-actions').disabled = !live || frame === null;
-    byId('record').disabled = !live || frame === null || !Recorder.supported;
+    byId('record').disabled = !recorder.recording && (!live || frame === null || !Recorder.supported);
     byId('speed').disabled = phase === 'busy' || phase === 'reconnecting';
     setText(byId('pause'), phase === 'paused' ? 'Resume' : 'Pause');
     byId('compare').checked = comparing;

@@ -4,7 +4,7 @@ const STEPS = 16;
 const LATENCIES = 32;
 
 /** Median of numbers; null of none. */
-export function median(numbers) {
+function median(numbers) {
   if (!numbers.length) return null;
   const sorted = [...numbers].sort((a, b) => a - b);
   const middle = sorted.length >> 1;

@@ -6,7 +6,7 @@ const PRESET_NAMES = { none: 'Uncached' };
 const ORDER = ['none', 'quality', 'balanced', 'fast', 'auto'];
 
 /** "forecast · 7 of 50 steps", as far as it is known. */
-export function describePreset(model, name) {
+function describePreset(model, name) {
   const preset = model.presets[name === 'auto' ? model.auto_preset : name];
   if (!preset) return '';
   const budget = preset.full_steps && preset.policy !== 'none';
@@ -43,7 +43,8 @@ export class PolicyPicker {
   use(model, policies) {
     this.model = model;
     this.policies = policies;
-    const names = [...new Set([...ORDER.filter((name) => name in model.presets || name === 'auto'), ...Object.keys(model.presets)])];
+    const offered = [...Object.keys(model.presets), 'auto'];
+    const names = [...ORDER.filter((name) => offered.includes(name)), ...offered.filter((name) => !ORDER.includes(name))];
     this.presets = make('div', { class: 'presets', role: 'radiogroup', 'aria-label': 'Presets' });
     for (const name of names) {
       const input = make('input', { type: 'radio', name: 'preset', value: name });

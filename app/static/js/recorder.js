@@ -3,6 +3,8 @@
 const HEIGHT = 480;
 const TYPES = ['video/webm;codecs=vp9', 'video/webm;codecs=vp8', 'video/webm', 'video/mp4'];
 const BITS_PER_SECOND = 4_000_000;
+const PATIENCE = 50;
+const PATIENCE_MS = 100;
 
 export class Recorder {
   constructor() {
@@ -48,14 +50,25 @@ export class Recorder {
     });
   }
 
-  /** End. Returns the video. */
-  stop() {
+  /** End. Returns the video; null if the browser has not recorded a single frame. */
+  async stop(canvases) {
     const { recorder } = this;
+    // An encoder that has just begun may hold nothing yet: show it the last frame until it does.
+    for (let i = 0; i < PATIENCE && !this.bytes; i += 1) {
+      this.draw(canvases);
+      recorder.requestData();
+      await new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
+    }
     this.recorder = null;
-    return new Promise((resolve) => {
-      recorder.addEventListener('stop', () => resolve(new Blob(this.parts, { type: recorder.mimeType })));
+    await new Promise((resolve) => {
+      recorder.addEventListener('stop', resolve);
       recorder.stop();
-      for (const track of recorder.stream.getTracks()) track.stop();
     });
+    for (const track of recorder.stream.getTracks()) track.stop();
+    return this.bytes ? new Blob(this.parts, { type: recorder.mimeType }) : null;
+  }
+
+  get bytes() {
+    return this.parts.reduce((sum, part) => sum + part.size, 0);
   }
 }

@@ -21,46 +21,72 @@ function sentence(text) {
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
-/** By phase: the pill, and what lies over the world. */
-function describe(values) {
-  const { phase, error, retryAt, model } = values;
-  const steps = model?.num_inference_steps;
+/** What may be said of the model before anything was played. */
+function invitation({ model }) {
   const preset = model?.presets?.[model.default_preset];
-  switch (phase) {
-    case 'loading':
-      return { pill: 'Loading' };
-    case 'key':
-      return { pill: 'API key needed', title: 'This server asks for a key', text: 'It is kept in this tab until you close it, and sent to this server only.' };
-    case 'empty':
-      return {
-        pill: 'Ready',
-        title: 'A world that is dreamt as you play',
-        text: preset?.full_steps
-          ? `A diffusion model makes every frame. WorldCache computes ${preset.full_steps} of its ${steps} denoise steps and predicts the rest, so that it keeps up with you.`
-          : 'A diffusion model makes every frame. WorldCache predicts most of its denoise steps instead of computing them, so that it keeps up with you.',
-        primary: ['Play', 'play'],
-        hint: 'Arrow keys, WASD and space, the digits, or the buttons below.',
-      };
-    case 'connecting':
-      return { pill: 'Connecting', title: 'Opening a session', text: values.notice ?? 'A moment.', busy: true };
-    case 'measuring':
-      return { pill: 'Measuring', title: 'First, without the cache', text: 'One step of the same world, fully computed, to compare with.', busy: true };
-    case 'ready':
-      return { pill: 'Ready: press an action' };
-    case 'playing':
-      return { pill: 'Playing' };
-    case 'paused':
-      return { pill: PAUSES[values.pausedBy] ?? 'Paused', title: 'Paused', text: sentence(PAUSES[values.pausedBy] === 'Paused' ? 'Press an action to go on' : PAUSES[values.pausedBy]), primary: ['Resume', 'resume'], light: true };
-    case 'busy':
-      return { pill: 'Server busy', title: 'The server is busy', text: `${sentence(error)} ${countdown(retryAt)}`, primary: ['Try now', 'retry'], countdown: true };
-    case 'reconnecting':
-      return { pill: 'Reconnecting', title: navigator.onLine ? 'The connection is gone' : 'You are offline', text: `Your session is kept for a while. ${countdown(retryAt)}`, primary: ['Try now', 'retry'], countdown: true };
-    case 'expired':
-      return { pill: 'Session over', title: 'This session is over', text: sentence(error ?? 'it was closed, or nobody had used it for a while'), primary: ['New session', 'play'] };
-    default:
-      return { pill: 'Stopped', title: 'That did not work', text: sentence(error), primary: ['Try again', 'play'] };
-  }
+  const share = preset?.full_steps
+    ? `computes ${preset.full_steps} of its ${model.num_inference_steps} denoise steps and predicts the rest`
+    : 'predicts most of its denoise steps instead of computing them';
+  return `A diffusion model makes every frame. WorldCache ${share}, so that it keeps up with you.`;
 }
+
+/** By phase: the pill, and what lies over the world. */
+const DESCRIPTIONS = {
+  loading: () => ({ pill: 'Loading' }),
+  key: () => ({
+    pill: 'API key needed',
+    title: 'This server asks for a key',
+    text: 'It is kept in this tab until you close it, and sent to this server only.',
+  }),
+  empty: (values) => ({
+    pill: 'Ready',
+    title: 'A world that is dreamt as you play',
+    text: invitation(values),
+    primary: ['Play', 'play'],
+    hint: 'Arrow keys, WASD and space, the digits, or the buttons below.',
+  }),
+  connecting: ({ notice }) => ({
+    pill: 'Connecting', title: 'Opening a session', text: notice ?? 'A moment.', busy: true,
+  }),
+  measuring: () => ({
+    pill: 'Measuring',
+    title: 'First, without the cache',
+    text: 'One step of the same world, fully computed, to compare with.',
+    busy: true,
+  }),
+  ready: () => ({ pill: 'Ready: press an action' }),
+  playing: () => ({ pill: 'Playing' }),
+  paused: ({ pausedBy }) => ({
+    pill: PAUSES[pausedBy],
+    title: 'Paused',
+    text: pausedBy === 'person' ? 'Press an action to go on.' : sentence(PAUSES[pausedBy]),
+    primary: ['Resume', 'resume'],
+    light: true,
+  }),
+  busy: ({ error, retryAt }) => ({
+    pill: 'Server busy',
+    title: 'The server is busy',
+    text: `${sentence(error)} ${countdown(retryAt)}`,
+    primary: ['Try now', 'retry'],
+    counting: true,
+  }),
+  reconnecting: ({ retryAt }) => ({
+    pill: 'Reconnecting',
+    title: navigator.onLine ? 'The connection is gone' : 'You are offline',
+    text: `Your session is kept for a while. ${countdown(retryAt)}`,
+    primary: ['Try now', 'retry'],
+    counting: true,
+  }),
+  expired: ({ error }) => ({
+    pill: 'Session over',
+    title: 'This session is over',
+    text: sentence(error ?? 'it was closed, or nobody had used it for a while'),
+    primary: ['New session', 'play'],
+  }),
+  failed: ({ error }) => ({
+    pill: 'Stopped', title: 'That did not work', text: sentence(error), primary: ['Try again', 'again'],
+  }),
+};
 
 export class Status {
   /** @param {Record<string, () => void>} deeds what the buttons do, by name */
@@ -78,7 +104,7 @@ export class Status {
   show() {
     clearTimeout(this.timer);
     const { values } = this.state;
-    const { pill, title, text, primary, hint, busy, light, countdown: counting } = describe(values);
+    const { pill, title, text, primary, hint, busy, light, counting } = DESCRIPTIONS[values.phase](values);
     document.body.dataset.phase = values.phase;
     setText(byId('status-text'), pill);
     this.overlay.hidden = !title;

@@ -31,7 +31,7 @@ export class StepLost extends Error {}
  * - `ready(message)`, `frame(frame)`, `step(step)`, `told(message)`: what the server says
  * - `lost(delayMs)`, `ended(reason, error)`: what became of the connection
  *
- * A frame is `{index, seq, sentAt, action, skipRatio, pictures}`, `pictures` a promise of bitmaps by modality.
+ * A frame is `{index, seq, sentAt, action, skipRatio, dropped, pictures, step}`, `pictures` a promise of bitmaps by modality.
  */
 export class Track {
   constructor(api, session, modalities, handlers) {
@@ -140,11 +140,12 @@ export class Track {
         sentAt: sent?.at ?? null,
         action: sent?.action,
         skipRatio: message.skip_ratio,
-        dropped: message.dropped,
+        dropped: 0,
         pictures: {},
       };
     }
     const part = this.part;
+    part.dropped += message.dropped;
     part.pictures[message.modality] = decode(bytes, message.mime);
     if (message.modality !== this.modalities.at(-1)) return;
     this.part = null;
