@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -16,8 +17,6 @@ from tests.browser.player import Player
 from tests.browser.process import server_process
 from tests.toy import ToyWorldModel
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
 DESK = {"viewport": {"width": 1440, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 STEP_DELAY = 0.002
@@ -26,21 +25,23 @@ STEP_DELAY = 0.002
 Visit = Callable[..., Any]
 
 
-def chromium_path() -> str:
-    """Where Chromium is."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        reason = "needs chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
+def lacking(what: str) -> NoReturn:
+    """Skip; fail in CI, where nothing may be lacking."""
+    if os.environ.get("CI"):
+        pytest.fail(f"needs {what}")
+    pytest.skip(f"needs {what}")
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    path = chromium_path()
-    with sync_api.sync_playwright() as playwright:
+    if importlib.util.find_spec("playwright") is None:
+        lacking("playwright")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        lacking("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()

@@ -227,7 +227,8 @@ function giveFocusBack() {
 
 function watch() {
   let noticed;
-  state.watch(['phase', 'frame', 'comparing'], ({ phase, frame, comparing }) => {
+  state.watch(['phase', 'frame', 'comparing', 'models'], ({ phase, frame, comparing, models }) => {
+    byId('new-session').disabled = !models.length;
     const live = LIVE.has(phase);
     const still = !live || phase === 'busy' || phase === 'reconnecting';
     controls.enabled = live;
