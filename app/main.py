@@ -26,7 +26,7 @@ from app.middleware import (
 )
 from app.models import ModelHost
 from app.rollouts import RolloutService
-from app.routes import health, models, rollouts, session_socket, sessions, videos
+from app.routes import health, models, playground, rollouts, session_socket, sessions, videos
 from app.session_socket import SocketRegistry
 from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
@@ -121,6 +121,6 @@ def create_app(
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, sessions, session_socket, videos, models, health):
+    for module in (rollouts, sessions, session_socket, videos, models, health, playground):
         app.include_router(module.router)
     return app
