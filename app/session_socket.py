@@ -65,7 +65,7 @@ MAX_UNREADABLE = 5
 MIN_RETRY_SECONDS = 0.1
 """Least time before a refused step is tried again."""
 
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 """How long a client that does not read may keep a socket from being closed."""
 
 STEPS_AT_ONCE = 2

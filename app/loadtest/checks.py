@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from app.loadtest.results import Findings, Levels
+from worldcache.errors import WorldCacheError
 
 WALL_OVER_BACKBONE = 1.1
 """Wall time of rollouts at once, over the backbone time of their calls."""
@@ -46,6 +47,17 @@ def check(findings: Findings) -> list[Check]:
 def broken(checks: list[Check]) -> list[Check]:
     """Those that fail although they must hold on any machine."""
     return [c for c in checks if c.always and c.holds is False]
+
+
+def refuse_broken(checks: list[Check]) -> None:
+    """End the command if something does not hold that must.
+
+    Raises:
+        WorldCacheError: the message says what, and what was found.
+    """
+    wrong = broken(checks)
+    if wrong:
+        raise WorldCacheError("; ".join(f"{c.claim}: {c.measured}" for c in wrong))
 
 
 def latency_bounds(findings: Findings) -> tuple[float, float, float]:

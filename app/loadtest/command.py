@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import worldcache
-from app.options import given, make_console, positive, progress_bars
-from worldcache.errors import InvalidInput, WorldCacheError
+from app.options import above_0, given, make_console, positive, progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,21 +49,21 @@ def add_loadtest(commands: Any) -> None:
     parser.add_argument("--frames", type=positive, help="of every rollout (default: 16)")
     parser.add_argument("--steps", type=positive, help="denoise steps per chunk (default: the model's own)")
     parser.add_argument("--concurrency", type=_counts, help="numbers of clients (default: 1,2,4,8,16)")
-    parser.add_argument("--seconds", type=_above_0, help="of each closed loop (default: 15)")
+    parser.add_argument("--seconds", type=above_0, help="of each closed loop (default: 15)")
     parser.add_argument("--together", type=positive, help="rollouts at once for batching (default: 8)")
     parser.add_argument("--repeats", type=positive, help="of the measurement of batching (default: 3)")
     parser.add_argument(
         "--rate",
-        type=_above_0,
+        type=above_0,
         dest="share",
         help="of the steady mix, as a share of the sustainable one (default: 0.7)",
     )
     parser.add_argument(
-        "--steady", type=_above_0, dest="steady_seconds", help="seconds of the steady mix (default: 60)"
+        "--steady", type=above_0, dest="steady_seconds", help="seconds of the steady mix (default: 60)"
     )
     parser.add_argument(
         "--overload",
-        type=_above_0,
+        type=above_0,
         dest="overload_seconds",
         help="seconds at twice the sustainable rate (default: 120)",
     )
@@ -118,25 +115,18 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """What the server is started with, or is believed to have been."""
-    from pydantic import ValidationError
-
-    from app.settings import Settings
+    from app.loadtest.server import read_settings
 
     short = {"max_active": 4, "max_queue": 4} if arguments.short and not arguments.url else {}
     chosen = short | given(arguments, *SERVED) | {"models": (arguments.model,), "log_level": "warning"}
     if arguments.device:
         chosen["devices"] = (arguments.device,)
-    try:
-        return Settings(**chosen)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
+    return read_settings(chosen)
 
 
 def _measure(arguments: argparse.Namespace, settings: Settings, plan: Plan, tell: Progress) -> Findings:
     from app.loadtest.run import Target, run
-    from app.loadtest.server import start_server
+    from app.loadtest.server import as_variables, start_server
     from worldcache.bench.machine import machine
 
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
@@ -147,7 +137,7 @@ def _measure(arguments: argparse.Namespace, settings: Settings, plan: Plan, tell
         return asyncio.run(run(plan, target, arguments.model, {}, about, tell))
     backbone = _backbone(arguments, settings, tell)
     tell("server", "starting", 0, 1)
-    with start_server(_variables(settings)) as server:
+    with start_server(as_variables(settings, SERVED)) as server:
         tell("server", server.url, 1, 1)
         target = Target(server.url, key, server.pid, *places)
         return asyncio.run(run(plan, target, arguments.model, backbone, about, tell))
@@ -167,54 +157,25 @@ def _backbone(arguments: argparse.Namespace, settings: Settings, tell: Progress)
     )
 
 
-def _variables(settings: Settings) -> dict[str, str]:
-    """The settings that this command decides, as the server's environment spells them."""
-    chosen = {name: str(getattr(settings, name)) for name in (*SERVED, "log_level")}
-    return chosen | {"models": ",".join(settings.models), "devices": ",".join(settings.devices)}
-
-
 def _report(findings: Findings, output: Path, console: Console) -> None:
     """Write the report.
 
     Raises:
         WorldCacheError: something does not hold that must hold on any machine.
     """
-    from app.loadtest.checks import broken, check
+    from app.loadtest.checks import check, refuse_broken
     from app.loadtest.plot import plot_points
-    from app.loadtest.report import as_markdown
+    from app.loadtest.report import as_markdown, to_json
 
     checks = check(findings)
     picture = output.with_suffix(".png")
     plot_points(findings.points, picture)
     output.write_text(as_markdown(findings, checks, picture.name))
-    data = {"checks": [vars(c) for c in checks], **findings.as_json()}
-    output.with_suffix(".json").write_text(json.dumps(_finite(data), indent=1) + "\n")
+    output.with_suffix(".json").write_text(to_json(checks, findings.as_json()))
     console.print(f"wrote {output}, and .json and .png beside it", highlight=False, soft_wrap=True)
-    wrong = broken(checks)
-    if wrong:
-        raise WorldCacheError("; ".join(f"{c.claim}: {c.measured}" for c in wrong))
-
-
-def _finite(value: Any) -> Any:
-    """Plain data without the numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    refuse_broken(checks)
 
 
 def _counts(text: str) -> tuple[int, ...]:
     """``"1,2,4"`` as numbers above 0, in order and each once."""
     return tuple(sorted({positive(part.strip()) for part in text.split(",")}))
-
-
-def _above_0(text: str) -> float:
-    """A command-line number above 0, with a fraction or without."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value

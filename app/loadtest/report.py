@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from app.loadtest.checks import Check, latency_bounds
 from app.loadtest.measures import Spread
@@ -24,7 +26,7 @@ def as_markdown(findings: Findings, checks: Sequence[Check], picture: str | None
         f"{findings.capacity[0]} rollouts may be active and {findings.capacity[1]} wait.",
         "",
     ]
-    lines += _checks(checks)
+    lines += claims(checks)
     if picture:
         lines += [f"![Throughput and latency against the number of clients]({picture})", ""]
     lines += _points(findings) + _backbone(findings) + _batching(findings)
@@ -40,6 +42,19 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def to_json(checks: Sequence[Check], findings: Mapping[str, Any]) -> str:
+    """Checks and findings as a document; numbers that JSON does not know are null."""
+    return json.dumps(_finite({"checks": [vars(c) for c in checks], **findings}), indent=1) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def seconds(value: float) -> str:
     """Three digits, or ``-`` for none."""
     if math.isnan(value):
@@ -52,7 +67,8 @@ def share(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1%}"
 
 
-def _checks(checks: Sequence[Check]) -> list[str]:
+def claims(checks: Sequence[Check]) -> list[str]:
+    """The section that says what holds."""
     words = {True: "yes", False: "**no**", None: "not measured"}
     rows = [[c.claim, c.measured, words[c.holds], "yes" if c.always else "speed"] for c in checks]
     return ["## Claims", "", *table(["claim", "measured", "holds", "on any machine"], rows)]

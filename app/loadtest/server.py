@@ -10,15 +10,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
+from pydantic import ValidationError
 
-from worldcache.errors import WorldCacheError
+from app.settings import Settings
+from worldcache.errors import InvalidInput, WorldCacheError
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -31,6 +33,26 @@ class ServerProcess:
 
     url: str
     pid: int
+
+
+def read_settings(chosen: Mapping[str, Any]) -> Settings:
+    """What a server is started with, or is believed to have been; the environment decides about the rest.
+
+    Raises:
+        InvalidInput: a value cannot be; ``param`` names the setting.
+    """
+    try:
+        return Settings(**chosen)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
+
+
+def as_variables(settings: Settings, names: Sequence[str]) -> dict[str, str]:
+    """These settings, models, devices and the log's level, as a server's environment spells them."""
+    chosen = {name: str(getattr(settings, name)) for name in (*names, "log_level")}
+    return chosen | {"models": ",".join(settings.models), "devices": ",".join(settings.devices)}
 
 
 @contextmanager
