@@ -6,8 +6,10 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -23,6 +25,26 @@ SUBPROTOCOL = "worldcache"
 
 KEY_SUBPROTOCOL = "bearer."
 """Begins the subprotocol with which a browser, which cannot set headers, presents its key."""
+
+
+_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
+
+
+def same_origin(origin: str, host: str) -> bool:
+    """Whether a page is of the server that it talks to.
+
+    Args:
+        origin: the ``Origin`` header.
+        host: the ``Host`` header; what ends TLS in front of the server may have kept the scheme to itself.
+    """
+    try:
+        parts = urlsplit(origin.lower())
+    except ValueError:
+        return False
+    port = _DEFAULT_PORTS.get(parts.scheme)
+    if port is None or not parts.netloc:
+        return False
+    return parts.netloc.removesuffix(port) == host.lower().removesuffix(port)
 
 
 @dataclass(frozen=True)

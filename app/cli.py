@@ -238,10 +238,10 @@ def _add_serve(commands: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    import uvicorn
     from pydantic import ValidationError
 
     from app.main import create_app
+    from app.serving import serve
     from app.settings import Settings, check_binding
     from worldcache.engine.allocator import keep_freed_memory
 
@@ -253,7 +253,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
     check_binding(settings)
     keep_freed_memory()
-    uvicorn.run(
+    serve(
         create_app(settings),
         host=settings.host,
         port=settings.port,

@@ -198,6 +198,19 @@ class StepBody(Body):
     )
 
 
+class SessionStepBody(StepBody):
+    """One step of one of several sessions."""
+
+    session_id: ShortText
+
+
+class BatchStepBody(Body):
+    """A step of each of several sessions."""
+
+    steps: list[SessionStepBody] = Field(min_length=1, max_length=64, description="Of different sessions.")
+    frames: Literal["all", "last", "none"] = Field("all", description="Which frames of each are answered.")
+
+
 class PlanBody(Body):
     """Futures to compare."""
 

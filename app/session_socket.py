@@ -283,7 +283,7 @@ class SessionSocket:
                 )
             except (ApiError, WorldCacheError) as error:
                 self._room.release()
-                self._refused(batch, error)
+                await self._refused(batch, error)
             else:
                 self._done = TakenStep(batch, step)
 
@@ -295,7 +295,7 @@ class SessionSocket:
                 await self._shown()
                 await self._outbox.flushed()
                 raise Ending(GOING_AWAY, "the server is shutting down; connect again later")
-            self._pause_if_idle()
+            await self._pause_if_idle()
             wait = self._retry_at - time.monotonic()
             free = not (self._paused or self._rewinding or self._service.stepping(self._session))
             if free and wait <= 0 and (batch := self._line.take()) is not None:
@@ -318,9 +318,9 @@ class SessionSocket:
             self._to_encode.put_nowait(self._done)
             self._done = None
 
-    def _refused(self, batch: Batch, error: ApiError | WorldCacheError) -> None:
+    async def _refused(self, batch: Batch, error: ApiError | WorldCacheError) -> None:
         """Tell what became of a step; one that only has to wait is tried again later."""
-        self._hand_over()
+        await self._shown()
         told = _as_told(error)
         if told.code == "session_gone":
             return  # its end is on its way
@@ -334,9 +334,10 @@ class SessionSocket:
         if self._options.mode == "free":
             self._pause("error")
 
-    def _pause_if_idle(self) -> None:
+    async def _pause_if_idle(self) -> None:
         silent = time.monotonic() - self._heard_at
         if self._line.holding and not self._paused and silent > self._idle_seconds:
+            await self._shown()
             self._pause("idle")
 
     def _pause(self, reason: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 import worldcache
+from app import serving
 from app.cli import main, parse_actions, parse_parameters
 from app.files import contact_sheet
 from tests.toy import ToyWorldModel
@@ -240,11 +240,11 @@ def test_policies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What uvicorn was asked to run, instead of running it; no setting comes from the environment."""
+    """What was to be served, instead of serving it; no setting comes from the environment."""
     calls: list[dict[str, Any]] = []
     for variable in [name for name in os.environ if name.startswith("WORLDCACHE_")]:
         monkeypatch.delenv(variable)
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: calls.append({"app": app, **options}))
+    monkeypatch.setattr(serving, "serve", lambda app, **options: calls.append({"app": app, **options}))
     return calls
 
 

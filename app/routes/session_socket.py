@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Query, WebSocket
 
-from app.auth import SUBPROTOCOL
+from app.auth import SUBPROTOCOL, same_origin
 from app.dependencies import AppServices, FromCaller, OwnSession
 from app.errors import ApiError, Unavailable
 from app.outbox import Outbox
@@ -19,8 +18,6 @@ from app.socket_views import SocketOptions
 from worldcache.core import ModelInfo
 from worldcache.errors import InvalidInput
 
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-
 
 async def check_origin(websocket: WebSocket) -> None:
     """Refuse a browser's page that comes from elsewhere: it would use what the browser may reach.
@@ -29,12 +26,7 @@ async def check_origin(websocket: WebSocket) -> None:
         ApiError: 403.
     """
     origin = websocket.headers.get("origin")
-    if origin is None:
-        return
-    parts = urlsplit(origin)
-    port = DEFAULT_PORTS.get(parts.scheme, "")
-    ours = websocket.headers.get("host", "").lower().removesuffix(port)
-    if not parts.netloc or parts.netloc.lower().removesuffix(port) != ours:
+    if origin is not None and not same_origin(origin, websocket.headers.get("host", "")):
         raise ApiError(403, "foreign_origin", "pages of another origin may not connect; use this server's")
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag
 
+from app.auth import Caller
+from app.branches import Keep
 from app.dependencies import AppServices, FromCaller, Owner, OwnSession, Services
 from app.errors import ApiError
 from app.schemas import (
+    BatchStepBody,
     NothingBody,
     PageQuery,
     PlanBody,
@@ -18,6 +22,7 @@ from app.schemas import (
     RewindBody,
     SessionBody,
     SessionChangeBody,
+    SessionStepBody,
     SnapshotBody,
     StepBody,
 )
@@ -102,6 +107,30 @@ async def step_session(
     return JSONResponse(await step_json(session, step, services.sessions.info(session)))
 
 
+@router.post("/step")
+async def step_sessions(body: BatchStepBody, services: AppServices, caller: FromCaller) -> Response:
+    """Generate the next step of each of several sessions, in shared batches.
+
+    `data` has them in order, each as a step of its own would be answered. One that fails has an `error`
+    instead, and the others are answered.
+    """
+    ids = [entry.session_id for entry in body.steps]
+    answers = await asyncio.gather(
+        *(
+            _step(
+                services,
+                caller,
+                f"steps.{index}",
+                entry,
+                body.frames,
+                repeated=entry.session_id in ids[:index],
+            )
+            for index, entry in enumerate(body.steps)
+        )
+    )
+    return JSONResponse({"object": "list", "data": answers})
+
+
 @router.post("/{session_id}/plan")
 async def plan_session(
     body: PlanBody, session: OwnSession, request: Request, services: AppServices, caller: FromCaller
@@ -150,6 +179,32 @@ async def reset_session(
 async def get_snapshot(session: OwnSession, services: AppServices) -> SnapshotBody:
     """The session as a document, to go on from as `{"snapshot": ...}`, here or on another server."""
     return await services.sessions.snapshot(session)
+
+
+async def _step(
+    services: Services, caller: Caller, place: str, entry: SessionStepBody, keep: Keep, *, repeated: bool
+) -> dict[str, Any]:
+    """One step of several, or why there is none."""
+    sessions = services.sessions
+    try:
+        session = await sessions.store.find(entry.session_id, caller.owner)
+        if repeated:
+            message = f"session {session.id!r} is named twice; it takes one step at a time"
+            raise ApiError(409, "step_in_progress", message)
+    except ApiError as error:
+        return _failed(entry, error, f"{place}.session_id")
+    try:
+        step = await sessions.step(session, entry.actions, entry.step_id, caller)
+    except (ApiError, InvalidInput) as error:
+        return _failed(entry, error, error.param and f"{place}.{error.param}")
+    return await step_json(session, step, sessions.info(session), keep)
+
+
+def _failed(entry: SessionStepBody, error: ApiError | InvalidInput, param: str | None) -> dict[str, Any]:
+    return {
+        "session_id": entry.session_id,
+        "error": {"code": error.code, "message": str(error), "param": param},
+    }
 
 
 def _describe(services: Services, session: Session) -> dict[str, Any]:

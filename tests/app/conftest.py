@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from app.catalogue import ModelSource
 from app.main import create_app
+from app.serving import make_server
 from app.settings import Settings
 from tests.toy import ToyWorldModel
 from worldcache.models.base import WorldModel
@@ -34,7 +34,7 @@ def serving(
     It serves ``model`` as ``toy``, or else ``models_by_name``.
     """
     app = create_app(Settings(**settings), models_by_name=models_by_name or {"toy": model or ToyWorldModel()})
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    server = make_server(app, host="127.0.0.1", port=0, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

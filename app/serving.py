@@ -1,0 +1,73 @@
+"""Runs the service with uvicorn, so that WebSockets are told before they are closed."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+STARTUP_FAILURE = 3
+"""Exit code of a server that could not start, as uvicorn has it."""
+
+PING_TIMEOUT = 60.0
+"""Seconds for the answer to a ping, which waits behind the frames that a slow client has not read yet."""
+
+LEAVE_SECONDS = 5.0
+"""How long a WebSocket's step may go on after the server was told to stop."""
+
+MAX_MESSAGE_BYTES = 2**20
+"""Longest WebSocket message that is received at all; the app's own limit is lower and explains itself."""
+
+
+class AnnouncingServer(uvicorn.Server):
+    """A server that lets others act before it closes its connections.
+
+    Args:
+        before_shutdown: awaited when the server was told to stop.
+    """
+
+    def __init__(self, config: uvicorn.Config, before_shutdown: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._before_shutdown = before_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._before_shutdown()
+        await super().shutdown(sockets)
+
+
+def make_server(app: FastAPI, **options: Any) -> AnnouncingServer:
+    """A server for an app of :func:`app.main.create_app`.
+
+    Images are compressed already, so messages are not.
+
+    Args:
+        options: of :class:`uvicorn.Config`.
+    """
+    services = app.state.services
+    leave_seconds = min(LEAVE_SECONDS, services.settings.drain_seconds)
+    config = uvicorn.Config(
+        app,
+        ws_per_message_deflate=False,
+        ws_ping_timeout=PING_TIMEOUT,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        **options,
+    )
+    return AnnouncingServer(config, lambda: services.sockets.drain(leave_seconds))
+
+
+def serve(app: FastAPI, **options: Any) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        options: of :class:`uvicorn.Config`.
+    """
+    server = make_server(app, **options)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
