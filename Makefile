@@ -29,8 +29,9 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: setup ## measure the service under load, into benchmarks/load.md; takes half an hour
+drills: setup ## measure load and sessions, into benchmarks/load.md and sessions.md; takes 40 minutes
 	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
+	$(BIN)/worldcache drive --output benchmarks/sessions.md
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

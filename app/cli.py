@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import worldcache
 from app.bench import add_bench
 from app.calibrate import add_calibrate
+from app.drive.command import add_drive
 from app.files import ENCODERS, Encoder
 from app.loadtest.command import add_loadtest
 from app.options import add_model_options, given, make_console, positive
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_serve, _add_rollout, _add_models, _add_policies, add_train, add_bench, add_calibrate):
         add(commands)
     add_loadtest(commands)
+    add_drive(commands)
     return parser
 
 
