@@ -31,7 +31,7 @@ def test_the_examples_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = examples(path, "worldcache.client")
+    found = examples(path, "worldcache.client import")
     assert found
     for code in found:
         here = code.replace('"doom"', '"toy"').replace('"http://127.0.0.1:8000"', "")

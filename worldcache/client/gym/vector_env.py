@@ -61,6 +61,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         render_mode: str | None = None,
         **fields: Unpack[WorldFields],
     ) -> None:
+        self.closed = True  # there is nothing to close before the end of this
         check_render_mode(render_mode)
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
@@ -79,6 +80,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         }
         self._group = EpisodeGroup(self._world, num_envs, max_episode_steps)
         self._observations: list[Any] = [None] * num_envs
+        self.closed = False
 
     @property
     def model(self) -> ModelDescription:
