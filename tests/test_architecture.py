@@ -30,6 +30,13 @@ FORBIDDEN = {
     "worldcache/policies": ("worldcache.engine", "worldcache.models", "worldcache.sampler", "diffusers"),
     "worldcache/sampler.py": ("worldcache.engine", "worldcache.models", "worldcache.policies"),
     "worldcache/models": ("worldcache.engine", "worldcache.api"),
+    "worldcache/pipelines": (
+        "worldcache.engine",
+        "worldcache.models",
+        "worldcache.sampler",
+        "worldcache.api",
+    ),
+    "worldcache/engine": ("worldcache.pipelines",),
     "worldcache/engine/denoise.py": ("worldcache.engine.rollout", "worldcache.engine.engine"),
     "worldcache/engine/rollout.py": ("worldcache.engine.engine", "worldcache.engine.thread"),
     "worldcache/engine/engine.py": ("worldcache.engine.thread",),

@@ -19,19 +19,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldcache.api import RolloutResult, rollout
     from worldcache.models.registry import load_model, model_names
+    from worldcache.pipelines.enable import disable, enable, steps, summary
+    from worldcache.pipelines.summary import CacheSummary
     from worldcache.policies.replay import Replay, replay
 
-__all__ = ["Replay", "RolloutResult", "__version__", "load_model", "model_names", "replay", "rollout"]
+__all__ = [
+    "CacheSummary",
+    "Replay",
+    "RolloutResult",
+    "__version__",
+    "disable",
+    "enable",
+    "load_model",
+    "model_names",
+    "replay",
+    "rollout",
+    "steps",
+    "summary",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CacheSummary": "worldcache.pipelines.summary",
     "Replay": "worldcache.policies.replay",
     "RolloutResult": "worldcache.api",
+    "disable": "worldcache.pipelines.enable",
+    "enable": "worldcache.pipelines.enable",
     "load_model": "worldcache.models.registry",
     "model_names": "worldcache.models.registry",
     "replay": "worldcache.policies.replay",
     "rollout": "worldcache.api",
+    "steps": "worldcache.pipelines.enable",
+    "summary": "worldcache.pipelines.enable",
 }
 
 

@@ -1,0 +1,1 @@
+"""Caching for any diffusers pipeline, through diffusers' hook registry."""
