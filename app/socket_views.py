@@ -63,7 +63,7 @@ def error_text(
 def outgoing_frames(taken: TakenStep, options: SocketOptions, info: ModelInfo) -> Iterator[OutgoingFrame]:
     """A step's frames, each encoded when it is asked for; blocks."""
     outcome = taken.step.outcome
-    preface = step_text(taken, info) if options.details else None
+    preface = step_text(taken) if options.details else None
     for place, action in enumerate(taken.batch.shown):
         chunk = outcome.stats.chunks[place // info.chunk_frames]
         common = {
@@ -92,7 +92,7 @@ def picture_text(frame: OutgoingFrame, place: int) -> str:
     return to_text({**header, "action_to_frame_ms": seconds_to_ms(seconds), "dropped": dropped})
 
 
-def step_text(taken: TakenStep, info: ModelInfo) -> str:
+def step_text(taken: TakenStep) -> str:
     """A step with its statistics, as a message."""
     outcome = taken.step.outcome
     return to_text(
@@ -104,14 +104,12 @@ def step_text(taken: TakenStep, info: ModelInfo) -> str:
             "frames": outcome.frame_count,
             "seq": taken.batch.seq,
             "stats": step_stats(taken.step),
-            "token_maps": [
-                token_map for chunk in outcome.stats.chunks for token_map in token_maps(chunk, info)
-            ],
+            "token_maps": [token_map for chunk in outcome.stats.chunks for token_map in token_maps(chunk)],
         }
     )
 
 
-def token_maps(chunk: ChunkStats, info: ModelInfo) -> list[dict[str, Any]]:
+def token_maps(chunk: ChunkStats) -> list[dict[str, Any]]:
     """The class of every token of a chunk, by modality; nothing if there are no classes or no grid.
 
     Of two guidance branches, the conditional one.
@@ -120,7 +118,7 @@ def token_maps(chunk: ChunkStats, info: ModelInfo) -> list[dict[str, Any]]:
     if chunk.token_map is None:
         return maps
     first = 0
-    for name, (times, rows, columns) in info.token_grids.items():
+    for name, (times, rows, columns) in chunk.token_grids.items():
         last = first + times * rows * columns
         classes = chunk.token_map[first:last].astype(np.uint8).tobytes()
         maps.append(

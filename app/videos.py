@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from app.errors import ApiError
 from app.schemas import Body, RolloutBody, ShortText
 from app.store import RolloutRecord
-from worldcache.core import DiscreteActionSpace, ModelInfo
+from worldcache.actions import DiscreteActionSpace
+from worldcache.core import ModelInfo
 from worldcache.errors import InvalidInput
 
 DEFAULT_SECONDS = 4.0

@@ -17,15 +17,30 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation, Preset
+from worldcache.actions import DiscreteActionSpace
+from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation, Preset
 from worldcache.errors import InvalidInput, UnknownName
-from worldcache.models.base import Row, WorldModel
+from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.context import ArraySpec, check_arrays
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import FlowMatchSampler, Sampler
 
 SIZE = (48, 64)
 CHUNK = 4
+
+
+class ToyTokens(TokenView):
+    """A token is a channel of a frame."""
+
+    def __init__(self, frames: int, grids: Mapping[str, tuple[int, int, int]]) -> None:
+        self.grids = grids
+        self.layout, self.width = TokenLayout(("rgb", "depth"), (3 * frames, frames)), SIZE[0] * SIZE[1]
+
+    def to_tokens(self, output: Tensor) -> Tensor:
+        return output.reshape(-1, self.width)
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens.view(-1, 4, self.layout.counts[1], *SIZE)
 
 
 @dataclass
@@ -36,12 +51,14 @@ class ToyWorldModel(WorldModel):
         delay: seconds that every backbone call takes.
         gain: how much the output changes with the noise level.
         before_evaluate: called with the rows of every backbone call; may raise.
+        grids: where it says that its tokens lie.
     """
 
     delay: float = 0.0
     gain: float = 1.0
     before_evaluate: Callable[[Sequence[Row]], None] = lambda rows: None
     batches: list[int] = field(default_factory=list)
+    grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     offers_modulated_input: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -67,18 +84,20 @@ class ToyWorldModel(WorldModel):
             licence="Apache-2.0",
         )
 
-    def begin(self, observation: Observation) -> tuple[int, ...]:
+    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> tuple[int, ...]:
         if observation.start is not None and observation.start not in self.info.starts:
             raise UnknownName("start", observation.start, self.info.starts, param="observation.start")
         if observation.start is None and observation.frames is None:
             raise InvalidInput("give a start or at least one frame", param="observation")
         return ()
 
-    def condition(self, context: tuple[int, ...], actions: Sequence[Any]) -> tuple[int, ...]:
+    def condition(
+        self, context: tuple[int, ...], actions: Sequence[Any], generator: torch.Generator
+    ) -> tuple[int, ...]:
         return tuple(actions)
 
-    def initial_latent(self, generator: torch.Generator) -> Tensor:
-        return torch.randn((4, CHUNK, *SIZE), generator=generator)
+    def latent_shape(self, frames: int) -> tuple[int, ...]:
+        return (4, frames, *SIZE)
 
     def sampler(self, num_steps: int) -> Sampler:
         return FlowMatchSampler(FlowMatchEulerDiscreteScheduler(), num_steps)
@@ -96,19 +115,8 @@ class ToyWorldModel(WorldModel):
         """The latent plus the noise level, as a hand can work out."""
         return row.latent + row.timestep / 1000
 
-    @property
-    def token_layout(self) -> TokenLayout:
-        return TokenLayout(("rgb", "depth"), (3 * CHUNK, CHUNK))
-
-    @property
-    def token_width(self) -> int:
-        return SIZE[0] * SIZE[1]
-
-    def to_tokens(self, output: Tensor) -> Tensor:
-        return output.reshape(-1, SIZE[0] * SIZE[1])
-
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        return tokens.view(-1, 4, CHUNK, *SIZE)
+    def tokens(self, shape: Sequence[int]) -> TokenView:
+        return ToyTokens(shape[1], self.grids)
 
     def render(self, latent: Tensor) -> dict[str, Tensor]:
         pictures = ((latent.clamp(-1, 1) + 1) / 2).permute(1, 2, 3, 0).contiguous()

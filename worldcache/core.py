@@ -5,63 +5,18 @@ Plain data only. Nothing here imports torch, a model, a policy or the service.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worldcache.errors import InvalidInput, UnknownName
+from worldcache.actions import ActionSpace
+from worldcache.errors import UnknownName
 
 Frames: TypeAlias = Mapping[str, NDArray[Any]]
 """Decoded frames by modality: ``rgb`` uint8 ``[F, H, W, 3]``, ``depth`` float32 ``[F, H, W]``."""
-
-
-class ActionSpace(ABC):
-    """What a model can be told to do in one frame."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """The space as JSON data, with its ``type``."""
-
-    @abstractmethod
-    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[Any, ...]:
-        """Actions in the model's own form.
-
-        Raises:
-            InvalidInput: an action is outside the space; ``param`` names the entry.
-        """
-
-
-@dataclass(frozen=True)
-class DiscreteActionSpace(ActionSpace):
-    """One of ``names`` a frame, given by name or by index."""
-
-    names: tuple[str, ...]
-
-    def describe(self) -> dict[str, Any]:
-        return {"type": "discrete", "names": list(self.names)}
-
-    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[int, ...]:
-        return tuple(self._index(action, f"{param}.{i}") for i, action in enumerate(actions))
-
-    def _index(self, action: object, param: str) -> int:
-        if isinstance(action, str):
-            if action not in self.names:
-                raise UnknownName("action", action, self.names, param=param)
-            return self.names.index(action)
-        if isinstance(action, int) and not isinstance(action, bool):
-            if not 0 <= action < len(self.names):
-                raise InvalidInput(
-                    f"action index {action} is outside 0 to {len(self.names) - 1}", param=param
-                )
-            return action
-        raise InvalidInput(
-            f"an action is a name ({', '.join(self.names)}) or an index, not {type(action).__name__}",
-            param=param,
-        )
 
 
 @dataclass(frozen=True)
@@ -73,12 +28,15 @@ class Modality:
         channels: channels per pixel.
         unit: what a value means.
         high: largest value that a client should expect; pictures of the modality are scaled by it.
+        picture: whether a frame of it is a picture; else it is a matrix, such as a camera pose, and found
+            in arrays only.
     """
 
     name: str
     channels: int
     unit: str
     high: float
+    picture: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,6 +53,46 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One of the things that a model can do.
+
+    Attributes:
+        num_inference_steps, guidance_scale: defaults.
+        needs: fields of :class:`Conditioning` that must be given.
+        description: for people.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    needs: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a rollout is conditioned on besides its observation and its actions.
+
+    Attributes:
+        task: one of the model's tasks; its first one if ``None``.
+        prompt, negative_prompt: texts; the model's own if ``None``.
+        goal: where it should end, uint8 ``[H, W, 3]`` at the model's resolution.
+        fps: frames a second that the motion is meant for; the model's if ``None``.
+        fov: horizontal angle of view of the camera in degrees; the model's if ``None``.
+    """
+
+    task: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    goal: NDArray[np.uint8] | None = None
+    fps: float | None = None
+    fov: float | None = None
+
+
+UNCONDITIONED = Conditioning()
+"""Nothing besides observation and actions."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What a model tells its users about itself.
 
@@ -103,7 +101,10 @@ class ModelInfo:
         resolution: height and width in pixels.
         fps: frames a second that the model was trained at.
         context_frames: frames that one chunk is conditioned on.
-        chunk_frames: frames that one chunk generates.
+        chunk_frames: frames that one chunk generates; the most, if it may have several lengths.
+        chunk_lengths: all lengths that a chunk may have, rising; empty if ``chunk_frames`` is the only one.
+        observed_frames: frames of the observation that come before the generated ones in a rollout from an
+            observation, as the model itself sees them.
         num_inference_steps: default denoise steps.
         max_inference_steps: most denoise steps that a request may ask for.
         starts: names of the observations that come with the model.
@@ -111,8 +112,10 @@ class ModelInfo:
         guidance_scale: default guidance; 1 means none.
         calibrations: parameters that were measured for this model, by policy.
         auto_preset: the preset that ``auto`` stands for; the default one if ``None``.
-        token_grids: where a chunk's tokens lie, ``[T, h, w]`` by modality, in token order; empty for a
-            model whose tokens form no grid.
+        conditioning: what a request may be conditioned on besides observation and actions, by the name of
+            the field in :class:`Conditioning`: all values that are allowed, or none if any is.
+        tasks: what the model can do, by name, the default one first; empty if there is but one thing.
+        notice: what the licence wants every user to read.
     """
 
     id: str
@@ -132,11 +135,37 @@ class ModelInfo:
     max_inference_steps: int = 1000
     calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     auto_preset: str | None = None
-    token_grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    chunk_lengths: tuple[int, ...] = ()
+    observed_frames: int = 0
+    conditioning: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    notice: str | None = None
 
     def chunks(self, frames: int) -> int:
         """How many chunks so many frames take; the last one may have a surplus."""
         return -(-frames // self.chunk_frames)
+
+    def chunk_length(self, frames: int) -> int:
+        """Frames that the next chunk generates if so many are left: enough, or the most that it can."""
+        return next((length for length in self.chunk_lengths if length >= frames), self.chunk_frames)
+
+    def task(self, conditioning: Conditioning) -> Task:
+        """What a request asks for, with its defaults.
+
+        Raises:
+            UnknownName: the model has no such task.
+        """
+        if not self.tasks:
+            return Task(self.num_inference_steps, self.guidance_scale)
+        name = conditioning.task or next(iter(self.tasks))
+        if name not in self.tasks:
+            raise UnknownName("task", name, self.tasks, param="conditioning.task")
+        return self.tasks[name]
+
+    @property
+    def pictures(self) -> tuple[Modality, ...]:
+        """The modalities whose frames are pictures."""
+        return tuple(modality for modality in self.modalities if modality.picture)
 
     def modality(self, name: str, *, param: str | None = None) -> Modality:
         """The modality called ``name``."""
@@ -177,7 +206,7 @@ class RolloutState:
 
     Attributes:
         context: what the model's next chunk is conditioned on, of the model's own type.
-        frames: how many frames led there.
+        frames: how many frames were generated on the way there.
     """
 
     context: Any
@@ -211,6 +240,8 @@ class ChunkStats:
         token_classes: share of stable, linear and chaotic tokens by modality.
         token_map: int8 ``[N]``, the class of every token at the last FULL step: 0 stable, 1 linear,
             2 chaotic.
+        token_grids: where the tokens of a branch lie, ``[T, h, w]`` by modality, in token order; empty for
+            a model whose tokens form no grid.
         fallbacks: times that a value which is not finite made a step FULL.
         modalities: tokens, skips and errors by modality.
     """
@@ -222,6 +253,7 @@ class ChunkStats:
     token_map: NDArray[np.int8] | None = None
     fallbacks: int = 0
     modalities: Mapping[str, ModalityStats] = field(default_factory=dict)
+    token_grids: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def steps_full(self) -> int:
@@ -271,7 +303,8 @@ class ChunkFinished:
 
     Attributes:
         first_frame: index of the chunk's first frame in the rollout.
-        frames: the frames that belong to the rollout (surplus ones are dropped).
+        frames: the frames that belong to the rollout (surplus ones are dropped), the observed ones before
+            the first chunk's.
         state: from which another rollout can go on; ``None`` if surplus frames were dropped.
     """
 

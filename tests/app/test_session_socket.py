@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -521,8 +520,7 @@ def test_a_full_session_says_so() -> None:
 
 
 def test_token_maps_lie_on_the_models_grid() -> None:
-    model = ToyWorldModel()
-    model.info = replace(model.info, token_grids={"rgb": (4, 1, 3), "depth": (4, 1, 1)})
+    model = ToyWorldModel(grids={"rgb": (4, 1, 3), "depth": (4, 1, 1)})
     with serving(model) as client:
         path = opened(client, cache="balanced", guidance_scale=2.0)
         with driving(client, path, "modalities=rgb&details=true") as driver:

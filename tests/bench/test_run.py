@@ -117,7 +117,7 @@ def test_single_rollouts_are_timed_in_turn(make_bench: MakeBench) -> None:
 
 def test_the_wrapped_model_decodes_to_pictures_that_are_not_rounded() -> None:
     model = ToyWorldModel()
-    latent = model.initial_latent(torch.Generator().manual_seed(0))
+    latent = model.initial_latent(None, 4, torch.Generator().manual_seed(0))
     pictures = BenchWorldModel(model).decode(latent)
     assert pictures["rgb"].dtype == "float32"
     assert torch.equal(torch.from_numpy(pictures["depth"]), (latent[3].clamp(-1, 1) + 1) / 2)

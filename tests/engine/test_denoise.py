@@ -23,7 +23,7 @@ def denoiser(
 ) -> ChunkDenoiser:
     model = ToyWorldModel()
     return ChunkDenoiser(
-        model, make_policy(policy, **parameters), (action,) * 4, steps, guidance, chunk_generator(7, 0)
+        model, make_policy(policy, **parameters), (action,) * 4, 4, steps, guidance, chunk_generator(7, 0)
     )
 
 
@@ -31,7 +31,7 @@ def run(chunk: ChunkDenoiser) -> tuple[float, str]:
     """Total change of the latent (the same in every pixel) and the decisions."""
     first = chunk.latent.clone()
     while not chunk.done:
-        chunk.advance(chunk.take(chunk.model.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
+        chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     change = chunk.latent - first
     assert change.std() < 1e-5
     return change.mean().item(), chunk.stats(0).decisions
@@ -77,7 +77,7 @@ def test_guidance_is_applied_after_prediction() -> None:
 def test_rows_carry_their_own_timestep() -> None:
     chunk = denoiser("interval", 4, interval=2)
     assert chunk.rows()[0].timestep == pytest.approx(1000.0)
-    chunk.advance(chunk.take(chunk.model.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
+    chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     assert chunk.rows()[0].timestep == pytest.approx(500.0)
 
 
@@ -102,17 +102,17 @@ def test_a_value_that_is_not_finite_fails() -> None:
         def evaluate(self, rows: Any) -> torch.Tensor:
             return super().evaluate(rows) * float("nan")
 
-    chunk = ChunkDenoiser(Broken(), make_policy("none"), (0,) * 4, 4, 1.0, chunk_generator(7, 0))
+    chunk = ChunkDenoiser(Broken(), make_policy("none"), (0,) * 4, 4, 4, 1.0, chunk_generator(7, 0))
     with pytest.raises(RolloutFailed, match="step 0"):
         run(chunk)
 
 
 def test_same_seed_same_noise_and_other_chunks_other_noise() -> None:
     model = ToyWorldModel()
-    first = model.initial_latent(chunk_generator(7, 0))
-    assert torch.equal(first, model.initial_latent(chunk_generator(7, 0)))
-    assert not torch.equal(first, model.initial_latent(chunk_generator(7, 4)))
-    assert not torch.equal(first, model.initial_latent(chunk_generator(8, 0)))
+    first = model.initial_latent((), 4, chunk_generator(7, 0))
+    assert torch.equal(first, model.initial_latent((), 4, chunk_generator(7, 0)))
+    assert not torch.equal(first, model.initial_latent((), 4, chunk_generator(7, 4)))
+    assert not torch.equal(first, model.initial_latent((), 4, chunk_generator(8, 0)))
 
 
 def test_rows_share_a_batch_by_shape() -> None:
@@ -155,10 +155,10 @@ def test_modalities_are_measured_apart() -> None:
             return outputs
 
     chunk = ChunkDenoiser(
-        Uneven(), make_policy("interval", interval=2), (0,) * 4, 3, 1.0, chunk_generator(7, 0)
+        Uneven(), make_policy("interval", interval=2), (0,) * 4, 4, 3, 1.0, chunk_generator(7, 0)
     )
     while not chunk.done:
-        chunk.advance(chunk.take(chunk.model.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
+        chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     modalities = chunk.stats(0).modalities
     assert modalities["depth"].error == 0.0
     # Outputs 1 and 1/3.
@@ -183,7 +183,7 @@ def test_measuring_does_not_change_a_rollout() -> None:
         other = Unmeasured(measured.model, measured.policy, (0,) * 4, 16, 1.0, chunk_generator(7, 0))
         run(measured)
         while not other.done:
-            other.advance(other.take(other.model.to_tokens(other.model.evaluate(other.rows()))).tolist())
+            other.advance(other.take(other.view.to_tokens(other.model.evaluate(other.rows()))).tolist())
         assert torch.equal(measured.latent, other.latent)
 
 
@@ -191,7 +191,7 @@ def test_easycache_reads_the_latent() -> None:
     # The latent falls with the output, so the first branch's changes decide; both are predicted.
     chunk = denoiser("easycache", 14, guidance=3.0, action=2, threshold=1e9)
     while not chunk.done:
-        chunk.advance(chunk.take(chunk.model.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
+        chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     assert chunk.stats(0).decisions == "F" * 10 + "...F"
 
 
@@ -205,9 +205,9 @@ def test_teacache_reads_the_modulated_input() -> None:
             return super().modulated_input(row)
 
     policy = make_policy("teacache", threshold=1e9, coefficients=[0.0])
-    chunk = ChunkDenoiser(Watched(), policy, (0,) * 4, 4, 3.0, chunk_generator(7, 0))
+    chunk = ChunkDenoiser(Watched(), policy, (0,) * 4, 4, 4, 3.0, chunk_generator(7, 0))
     while not chunk.done:
-        chunk.advance(chunk.take(chunk.model.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
+        chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     assert chunk.stats(0).decisions == "F..F"
     assert asked == pytest.approx([1000, 750, 500, 250])
 
@@ -215,7 +215,7 @@ def test_teacache_reads_the_modulated_input() -> None:
 def test_a_model_without_a_modulated_input_says_so() -> None:
     model = ToyWorldModel()
     with pytest.raises(InvalidInput, match="choose a policy that needs none") as refused:
-        WorldModel.modulated_input(model, Row(model.initial_latent(chunk_generator(7, 0)), 1.0, None))
+        WorldModel.modulated_input(model, Row(model.initial_latent((), 4, chunk_generator(7, 0)), 1.0, None))
     assert refused.value.code == "not_supported"
 
 
@@ -246,9 +246,9 @@ class PickyWorldModel(ToyWorldModel):
 def test_a_streak_taken_at_once_equals_the_schedulers_own_steps(policy: str, guidance: float) -> None:
     latents, decisions = [], []
     for model in (ToyWorldModel(), PickyWorldModel()):
-        chunk = ChunkDenoiser(model, make_policy(policy), (2,) * 4, 20, guidance, chunk_generator(7, 0))
+        chunk = ChunkDenoiser(model, make_policy(policy), (2,) * 4, 4, 20, guidance, chunk_generator(7, 0))
         while not chunk.done:
-            chunk.advance(chunk.take(model.to_tokens(model.evaluate(chunk.rows()))).tolist())
+            chunk.advance(chunk.take(chunk.view.to_tokens(model.evaluate(chunk.rows()))).tolist())
         decisions.append(chunk.stats(0).decisions)
         latents.append(chunk.latent)
     assert "." in decisions[0] and decisions[0] == decisions[1]

@@ -31,18 +31,18 @@ def test_the_number_is_put_back_after_an_error() -> None:
 
 
 def test_the_backbone_alone_uses_them_all() -> None:
-    seen: dict[str, set[int]] = {"evaluate": set(), "from_tokens": set()}
+    seen: dict[str, set[int]] = {"evaluate": set(), "advance": set()}
 
     class Watched(ToyWorldModel):
         def evaluate(self, rows: Sequence[Row]) -> Tensor:
             seen["evaluate"].add(torch.get_num_threads())
             return super().evaluate(rows)
 
-        def from_tokens(self, tokens: Tensor) -> Tensor:
-            seen["from_tokens"].add(torch.get_num_threads())
-            return super().from_tokens(tokens)
+        def advance(self, context: Any, latent: Tensor, actions: Any) -> Any:
+            seen["advance"].add(torch.get_num_threads())
+            return super().advance(context, latent, actions)
 
     (listener,) = finish(Engine(), Watched(), request("interval", interval=3))
     assert listener.end.status == "succeeded"
-    assert seen == {"evaluate": {THREADS}, "from_tokens": {1}}
+    assert seen == {"evaluate": {THREADS}, "advance": {1}}
     assert torch.get_num_threads() == THREADS

@@ -50,9 +50,9 @@ def rows(model: WorldModel, count: int) -> list[Row]:
     context = model.begin(Observation(start=model.info.starts[0]))
     return [
         Row(
-            model.initial_latent(torch.Generator().manual_seed(index)),
+            model.initial_latent(None, 4, torch.Generator().manual_seed(index)),
             950.0 - 90 * index,
-            model.condition(context, (index % 4,) * 4),
+            model.condition(context, (index % 4,) * 4, torch.Generator()),
             unconditional=index % 3 == 2,
         )
         for index in range(count)
@@ -129,7 +129,7 @@ def test_copies_are_complete_and_independent_of_their_source(cuda: str) -> None:
 
 def test_frames_are_decoded_on_a_stream_of_another_thread(cuda: str) -> None:
     model = worldcache.load_model("doom", device=cuda)
-    latent = model.initial_latent(torch.Generator().manual_seed(3))
+    latent = model.initial_latent(None, 4, torch.Generator().manual_seed(3))
     expected = model.decode(latent)
     made = torch.cuda.Event()
     made.record(torch.cuda.current_stream(latent.device))

@@ -47,10 +47,16 @@ def test_a_streak_does_not_wait_for_the_device(cuda: str, policy: str) -> None:
     model = worldcache.load_model("doom", device=cuda)
     context = model.begin(Observation(start=model.info.starts[0]))
     chunk = ChunkDenoiser(
-        model, make_policy(policy), model.condition(context, (1,) * 4), 20, 1.0, chunk_generator(3, 0)
+        model,
+        make_policy(policy),
+        model.condition(context, (1,) * 4, torch.Generator()),
+        4,
+        20,
+        1.0,
+        chunk_generator(3, 0),
     )
     while not chunk.done:
-        evidence = chunk.take(model.to_tokens(model.evaluate(chunk.rows()))).tolist()
+        evidence = chunk.take(chunk.view.to_tokens(model.evaluate(chunk.rows()))).tolist()
         with waiting_is_an_error():
             chunk.advance(evidence)
     assert "." in chunk.stats(0).decisions

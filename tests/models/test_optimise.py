@@ -26,9 +26,9 @@ def rows(model: WorldModel, count: int) -> list[Row]:
     context = model.begin(Observation(start="centre"))
     return [
         Row(
-            model.initial_latent(torch.Generator().manual_seed(index)),
+            model.initial_latent(None, 4, torch.Generator().manual_seed(index)),
             950.0 - 90 * index,
-            model.condition(context, (index % 4,) * 4),
+            model.condition(context, (index % 4,) * 4, torch.Generator()),
         )
         for index in range(count)
     ]

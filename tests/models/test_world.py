@@ -86,16 +86,17 @@ def test_names_and_indices_mean_the_same(model: DoomWorldModel) -> None:
 @pytest.mark.parametrize("branches", [1, 2])
 def test_tokens_come_back(model: DoomWorldModel, branches: int) -> None:
     output = torch.randn(branches, 4, 4, 48, 64)
-    tokens = model.to_tokens(output)
+    view = model.tokens(output.shape[1:])
+    tokens = view.to_tokens(output)
     assert tokens.shape == (branches * 192, 384)
-    assert torch.equal(model.from_tokens(tokens), output)
+    assert torch.equal(view.from_tokens(tokens), output)
 
 
 def test_modalities_keep_to_their_tokens(model: DoomWorldModel) -> None:
     output = torch.zeros(1, 4, 4, 48, 64)
     output[:, 3] = 1.0
-    layout = model.token_layout
-    tokens = model.to_tokens(output)
+    view = model.tokens(output.shape[1:])
+    layout, tokens = view.layout, view.to_tokens(output)
     assert layout.names == ("rgb", "depth")
     assert not tokens[layout.slices("rgb")[0]].any()
     assert (tokens[layout.slices("depth")[0]].sum(-1) == 128).all()
@@ -104,8 +105,8 @@ def test_modalities_keep_to_their_tokens(model: DoomWorldModel) -> None:
 @torch.inference_mode()
 def test_the_unconditional_branch_ignores_the_actions(model: DoomWorldModel) -> None:
     context = model.begin(Observation(start="centre"))
-    latent = model.initial_latent(torch.Generator().manual_seed(0))
-    left, right = (model.condition(context, (action,) * 4) for action in (1, 2))
+    latent = model.initial_latent(None, 4, torch.Generator().manual_seed(0))
+    left, right = (model.condition(context, (action,) * 4, torch.Generator()) for action in (1, 2))
     outputs = model.evaluate(
         [
             Row(latent, 900.0, left),
@@ -147,8 +148,8 @@ def test_a_rollout_repeats_with_its_seed_and_follows_its_actions(model: DoomWorl
 
 def test_the_modulated_input_is_what_the_first_attention_sees(model: DoomWorldModel) -> None:
     context = model.begin(Observation(start="centre"))
-    latent = model.initial_latent(torch.Generator().manual_seed(0))
-    row = Row(latent, 700.0, model.condition(context, (0, 1, 2, 3)))
+    latent = model.initial_latent(None, 4, torch.Generator().manual_seed(0))
+    row = Row(latent, 700.0, model.condition(context, (0, 1, 2, 3), torch.Generator()))
     seen: list[torch.Tensor] = []
     attention = model.transformer.transformer_blocks[0].attn
     handle = attention.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))

@@ -23,7 +23,7 @@ def record(
     outputs, modulated = [], []
 
     def watch(step: int, rows: Any, values: Tensor) -> None:
-        outputs.append(model.to_tokens(values))
+        outputs.append(model.tokens(values.shape[1:]).to_tokens(values))
         if model.offers_modulated_input:
             modulated.append(torch.stack([model.modulated_input(row) for row in rows]))
 

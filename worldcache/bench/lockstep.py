@@ -33,12 +33,18 @@ def denoise_lockstep(
 ) -> list[Tensor]:
     """The final latent of each sample's first chunk, without guidance; noise as in the engine's runs."""
     generators = [chunk_generator(seed + index, 0) for index in range(len(samples))]
-    latents = [model.initial_latent(generator) for generator in generators]
+    size = model.info.chunk_frames
     conditions = [
         model.condition(
-            model.begin(setting.observe(sample.observation)), sample.commanded[: model.info.chunk_frames]
+            model.begin(setting.observe(sample.observation)),
+            sample.commanded[:size],
+            generator,
         )
-        for sample in samples
+        for sample, generator in zip(samples, generators, strict=True)
+    ]
+    latents = [
+        model.initial_latent(condition, size, generator)
+        for condition, generator in zip(conditions, generators, strict=True)
     ]
     samplers = [model.sampler(num_steps) for _ in samples]
     for step in range(num_steps):

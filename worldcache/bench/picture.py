@@ -31,8 +31,8 @@ def class_frames(model: WorldModel, result: RolloutResult) -> NDArray[np.uint8]:
     for chunk in result.stats.chunks:
         assert chunk.token_map is not None, "the policy does not classify tokens"
         classes = torch.from_numpy(chunk.token_map).float()
-        width = model.to_tokens(model.initial_latent(torch.Generator())[None]).shape[1]
-        maps.append(model.from_tokens(classes[:, None].expand(-1, width))[0, 0].numpy().astype(np.int64))
+        view = model.tokens(model.latent_shape(model.info.chunk_frames))
+        maps.append(view.from_tokens(classes[:, None].expand(-1, view.width))[0, 0].numpy().astype(np.int64))
     return COLOURS[np.concatenate(maps)[: len(result.frames["rgb"])]]
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldcache.core import Frames, Observation
-from worldcache.models.base import Row, WorldModel
-from worldcache.policies.base import TokenLayout
+from worldcache.core import UNCONDITIONED, Conditioning, Frames, Observation
+from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.sampler import Sampler
 
 
@@ -36,14 +35,20 @@ class BenchWorldModel(WorldModel):
     def offers_modulated_input(self) -> bool:  # type: ignore[override]
         return self.inner.offers_modulated_input
 
-    def begin(self, observation: Observation) -> Any:
-        return self.inner.begin(observation)
+    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> Any:
+        return self.inner.begin(observation, conditioning)
 
-    def condition(self, context: Any, actions: Sequence[Any]) -> Any:
-        return self.inner.condition(context, actions)
+    def condition(self, context: Any, actions: Sequence[Any], generator: torch.Generator) -> Any:
+        return self.inner.condition(context, actions, generator)
 
-    def initial_latent(self, generator: torch.Generator) -> Tensor:
-        return self.inner.initial_latent(generator)
+    def latent_shape(self, frames: int) -> tuple[int, ...]:
+        return self.inner.latent_shape(frames)
+
+    def initial_latent(self, condition: Any, frames: int, generator: torch.Generator) -> Tensor:
+        return self.inner.initial_latent(condition, frames, generator)
+
+    def guidance(self, scale: float, sampler: Sampler) -> tuple[float, ...]:
+        return self.inner.guidance(scale, sampler)
 
     def sampler(self, num_steps: int) -> Sampler:
         return self._make_sampler(num_steps)
@@ -57,19 +62,8 @@ class BenchWorldModel(WorldModel):
     def modulated_input(self, row: Row) -> Tensor:
         return self.inner.modulated_input(row)
 
-    @property
-    def token_width(self) -> int:
-        return self.inner.token_width
-
-    @property
-    def token_layout(self) -> TokenLayout:
-        return self.inner.token_layout
-
-    def to_tokens(self, output: Tensor) -> Tensor:
-        return self.inner.to_tokens(output)
-
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        return self.inner.from_tokens(tokens)
+    def tokens(self, shape: Sequence[int]) -> TokenView:
+        return self.inner.tokens(shape)
 
     def render(self, latent: Tensor) -> dict[str, Tensor]:
         return self.inner.render(latent)

@@ -18,7 +18,7 @@ from worldcache.core import ChunkStats, ModalityStats
 from worldcache.engine.latent import Latent
 from worldcache.engine.measure import PredictionErrors
 from worldcache.errors import RolloutFailed
-from worldcache.models.base import Row, WorldModel
+from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.policies.base import Policy, Schedule, StepInput
 from worldcache.policies.math import weighted_sum
 from worldcache.policies.planned import PlannedPolicy
@@ -32,8 +32,10 @@ class ChunkDenoiser:
         model: the model whose rows are computed.
         policy: decides and predicts; its state lives here, for this chunk only.
         condition: what the model's ``condition`` returned for the chunk.
+        frames: that the chunk generates.
         num_steps: denoise steps.
-        guidance_scale: 1 evaluates one row a step, anything else two (with and without actions).
+        guidance_scale: 1 evaluates one row a step, anything else two (with and without what it is guided
+            by), as much as the model's ``guidance`` makes of it in each step.
         generator: CPU generator of the chunk; draws the initial latent, then whatever the sampler draws.
 
     A step is done in two halves, so that the engine can read the evidence of all its rollouts at
@@ -43,15 +45,19 @@ class ChunkDenoiser:
     model: WorldModel
     policy: Policy[Any, Any]
     condition: Any
+    frames: int
     num_steps: int
     guidance_scale: float
     generator: torch.Generator
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._latent = Latent(self.model, self.model.initial_latent(self.generator))
+        noise = self.model.initial_latent(self.condition, self.frames, self.generator)
+        self._view = self.model.tokens(noise.shape)
+        self._latent = Latent(self._view, noise)
         self._sampler = self.model.sampler(self.num_steps)
-        layout = replace(self.model.token_layout, branches=2 if self._guided else 1)
+        self._guidance = self.model.guidance(self.guidance_scale, self._sampler)
+        layout = replace(self._view.layout, branches=2 if self._guided else 1)
         self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
         self._layout = layout
         self._errors = PredictionErrors(layout)
@@ -63,6 +69,11 @@ class ChunkDenoiser:
     def latent(self) -> Tensor:
         """The latent after the steps so far."""
         return self._latent.value
+
+    @property
+    def view(self) -> TokenView:
+        """The chunk's latent and outputs as tokens."""
+        return self._view
 
     @property
     def done(self) -> bool:
@@ -111,6 +122,7 @@ class ChunkDenoiser:
             None if classes is None else classes.cpu().numpy(),
             self._state.fallbacks,
             self._modalities(),
+            self._view.grids,
         )
 
     def _modalities(self) -> dict[str, ModalityStats]:
@@ -127,8 +139,8 @@ class ChunkDenoiser:
 
     def _run_streak(self) -> None:
         """Take cached steps until one must be computed: one by one, or all at once where that is the same."""
-        deltas = self._sampler.deltas
-        if deltas is not None and isinstance(self.policy, PlannedPolicy):
+        deltas, steady = self._sampler.deltas, len(set(self._guidance)) == 1
+        if deltas is not None and steady and isinstance(self.policy, PlannedPolicy):
             self._run_planned_streak(self.policy, deltas)
             return
         while not self._must_compute():
@@ -169,19 +181,19 @@ class ChunkDenoiser:
         if self._sampler.deltas is not None:
             self._shift(tokens, self._sampler.deltas[self.step])
             return
-        output = self.model.from_tokens(self._guide(tokens))[0]
+        output = self._view.from_tokens(self._guide(tokens))[0]
         moved = self._sampler.step(self.step, output, self._latent.value, self.generator)
-        self._latent = Latent(self.model, moved)
+        self._latent = Latent(self._view, moved)
 
     def _shift(self, tokens: Tensor, delta: float) -> None:
         """Add the guided outputs to the latent, ``delta`` times."""
-        self._latent = Latent(
-            self.model, tokens=torch.add(self._latent.tokens, self._guide(tokens), alpha=delta)
-        )
+        moved = torch.add(self._latent.tokens, self._guide(tokens), alpha=delta)
+        self._latent = Latent(self._view, tokens=moved)
 
     def _guide(self, tokens: Tensor) -> Tensor:
-        """Apply guidance: ``[branches * N, d]`` to ``[N, d]``. Linear, so that sums may go through it."""
+        """Apply the step's guidance: ``[branches * N, d]`` to ``[N, d]``. Linear: sums may go through it."""
         if not self._guided:
             return tokens
         conditional, unconditional = tokens.chunk(2)
-        return torch.lerp(unconditional, conditional, self.guidance_scale)
+        scale = self._guidance[min(self.step, self.num_steps - 1)]
+        return torch.lerp(unconditional, conditional, scale)

@@ -192,7 +192,7 @@ class Engine:
             with num_threads(threads):
                 outputs = model.evaluate([row for group in rows for row in group])
             watch.stop()
-            tokens = model.to_tokens(outputs)
+            tokens = model.tokens(outputs.shape[1:]).to_tokens(outputs)
         except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)

@@ -13,8 +13,11 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from worldcache.core import (
+    UNCONDITIONED,
     ChunkFinished,
     ChunkStats,
+    Conditioning,
+    ModelInfo,
     Observation,
     RolloutEnded,
     RolloutEvent,
@@ -54,6 +57,7 @@ class RolloutRequest:
         observation: where to start, if not from a state.
         actions: one entry a frame, as the model's action space parses them.
         policy: which steps to compute.
+        conditioning: whatever else it is conditioned on.
         seed: of all randomness.
         num_inference_steps: denoise steps per chunk.
         guidance_scale: 1 for none.
@@ -76,6 +80,7 @@ class RolloutRequest:
     deadline: float | None = None
     pace: Callable[[int, float], Policy[Any, Any]] | None = None
     state: RolloutState | None = None
+    conditioning: Conditioning = UNCONDITIONED
 
     def __post_init__(self) -> None:
         if (self.observation is None) == (self.state is None):
@@ -90,6 +95,10 @@ class RolloutRequest:
     def frames_before(self) -> int:
         """Frames that led to where it starts."""
         return 0 if self.state is None else self.state.frames
+
+    def frame_count(self, info: ModelInfo) -> int:
+        """Frames that come out: one an action, after those that are observed and not generated."""
+        return len(self.actions) + (info.observed_frames if self.state is None else 0)
 
 
 @dataclass
@@ -118,6 +127,7 @@ class Rollout:
     listener: Listener
     submitted: float = field(default_factory=time.monotonic)
     _frame: int = field(default=0, init=False)
+    _chunk: int = field(default=0, init=False)
     _dropped: bool = field(default=False, init=False)
     _output: _Output = field(default_factory=_Output, init=False)
 
@@ -134,7 +144,9 @@ class Rollout:
     @property
     def memory_bytes(self) -> int:
         """Device memory that the rollout may take beside the model's, activations apart."""
-        token_matrix = 4 * self.model.token_layout.tokens_per_branch * self.model.token_width
+        length = self.model.info.chunk_length(len(self.request.actions))
+        view = self.model.tokens(self.model.latent_shape(length))
+        token_matrix = 4 * view.layout.tokens_per_branch * view.width
         return token_matrix * (LATENT_COPIES + self.request.branches * self.request.policy.kept_outputs)
 
     def start(self, later: Callable[[Job], None] = run_now) -> None:
@@ -150,7 +162,7 @@ class Rollout:
             self._context = self.request.state.context
         else:
             assert self.request.observation is not None
-            self._context = self.model.begin(self.request.observation)
+            self._context = self.model.begin(self.request.observation, self.request.conditioning)
         self._begin_chunk()
 
     def rows(self) -> list[Row]:
@@ -194,18 +206,21 @@ class Rollout:
 
     def _chunk_actions(self) -> tuple[Any, ...]:
         """The chunk's actions; the last one is repeated to fill it."""
-        size = self.model.info.chunk_frames
-        actions = self.request.actions[self._frame : self._frame + size]
-        return actions + actions[-1:] * (size - len(actions))
+        left = self.request.actions[self._frame :]
+        size = self.model.info.chunk_length(len(left))
+        return left[:size] + left[-1:] * (size - len(left))
 
     def _begin_chunk(self) -> None:
+        actions = self._chunk_actions()
+        generator = chunk_generator(self.request.seed, self.request.frames_before + self._frame)
         self._denoiser = ChunkDenoiser(
             self.model,
             self._choose_policy(),
-            self.model.condition(self._context, self._chunk_actions()),
+            self.model.condition(self._context, actions, generator),
+            len(actions),
             self.request.num_inference_steps,
             self.request.guidance_scale,
-            chunk_generator(self.request.seed, self.request.frames_before + self._frame),
+            generator,
         )
 
     def _choose_policy(self) -> Policy[Any, Any]:
@@ -217,13 +232,13 @@ class Rollout:
 
     def _finish_chunk(self, denoiser: ChunkDenoiser) -> None:
         """Hand the chunk over to be decoded, and go on with the next one from its latent."""
-        size = self.model.info.chunk_frames
+        size, latent, state = denoiser.frames, denoiser.latent, None
         wanted = min(size, len(self.request.actions) - self._frame)
-        latent, first_frame, state = denoiser.latent, self._frame, None
         if wanted == size:
             self._context = self.model.advance(self._context, latent, self._chunk_actions())
-            state = RolloutState(self._context, self.request.frames_before + first_frame + size)
-        self._later(partial(self._hand_out, denoiser, latent, first_frame, wanted, state))
+            state = RolloutState(self._context, self.request.frames_before + self._frame + size)
+        self._later(partial(self._hand_out, denoiser, latent, self._chunk, self._frame, wanted, state))
+        self._chunk += 1
         self._frame += wanted
         self._denoiser = None
         if not self.done:
@@ -233,11 +248,17 @@ class Rollout:
         self,
         denoiser: ChunkDenoiser,
         latent: Tensor,
-        first_frame: int,
+        chunk: int,
+        generated: int,
         wanted: int,
         state: RolloutState | None,
     ) -> None:
-        """Decode a chunk and tell the listener; a failure waits for the engine to notice it."""
+        """Decode a chunk and tell the listener; a failure waits for the engine to notice it.
+
+        Args:
+            generated: frames of the chunks before it.
+            wanted: of its own.
+        """
         output = self._output
         if self._dropped or output.failure is not None:
             return
@@ -245,7 +266,7 @@ class Rollout:
             began = time.perf_counter()
             frames = self.model.decode(latent)
             output.decode_seconds += time.perf_counter() - began
-            stats = denoiser.stats(first_frame // self.model.info.chunk_frames)
+            stats = denoiser.stats(chunk)
         except Exception as error:
             logger.error("a chunk cannot be decoded", exc_info=error)
             output.failure = error
@@ -253,8 +274,11 @@ class Rollout:
         if output.first_frame_seconds is None:
             output.first_frame_seconds = time.monotonic() - self.submitted
         output.chunks.append(stats)
-        kept = {name: array[:wanted] for name, array in frames.items()}
-        self.listener(ChunkFinished(first_frame, kept, stats, state))
+        observed = self.model.info.observed_frames
+        shown = observed if self.request.state is None else 0
+        first = observed if chunk else observed - shown  # observed frames are shown once, or not at all
+        kept = {name: array[first : observed + wanted] for name, array in frames.items()}
+        self.listener(ChunkFinished(generated + shown if chunk else 0, kept, stats, state))
 
     def _say_end(self, status: str, error: Exception | None) -> None:
         output = self._output

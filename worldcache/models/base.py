@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldcache.core import Frames, ModelInfo, Observation
+from worldcache.core import UNCONDITIONED, Conditioning, Frames, ModelInfo, Observation
 from worldcache.errors import InvalidInput
+from worldcache.models.transfer import to_device
 from worldcache.policies.base import TokenLayout
 from worldcache.sampler import Sampler
 
@@ -38,11 +40,33 @@ class Row:
     unconditional: bool = False
 
 
+class TokenView(ABC):
+    """Latents and outputs of one shape as tokens, and back.
+
+    Attributes:
+        layout: the tokens of one branch.
+        width: numbers in a token, d.
+        grids: where they lie, ``[T, h, w]`` by modality, in token order; empty if they form no grid.
+    """
+
+    layout: TokenLayout
+    width: int
+    grids: Mapping[str, tuple[int, int, int]] = MappingProxyType({})
+
+    @abstractmethod
+    def to_tokens(self, output: Tensor) -> Tensor:
+        """``[B, *latent.shape]`` as tokens ``[B * N, d]``, the modalities padded to one width."""
+
+    @abstractmethod
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Inverse of :meth:`to_tokens`."""
+
+
 class WorldModel(ABC):
     """A diffusion world model that generates frames chunk by chunk.
 
     Shapes: a latent is whatever the model denoises, one chunk without a batch dimension, float32 on
-    the model's device.
+    the model's device. Its shape follows from the chunk's length alone.
 
     Attributes:
         offers_modulated_input: whether :meth:`modulated_input` is implemented.
@@ -53,24 +77,41 @@ class WorldModel(ABC):
     offers_modulated_input: ClassVar[bool] = False
 
     @abstractmethod
-    def begin(self, observation: Observation) -> Any:
+    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> Any:
         """The context that the first chunk is conditioned on.
 
         Raises:
-            InvalidInput: the observation does not fit; ``param`` names the field.
+            InvalidInput: they do not fit the model or each other; ``param`` names the field.
         """
 
     @abstractmethod
-    def condition(self, context: Any, actions: Sequence[Any]) -> Any:
-        """What the backbone needs to know for the next chunk; ``actions`` has one entry a frame."""
+    def condition(self, context: Any, actions: Sequence[Any], generator: torch.Generator) -> Any:
+        """What the backbone needs to know for the next chunk; ``actions`` has one entry a frame.
+
+        Whatever it draws comes from ``generator``, on the CPU.
+        """
 
     @abstractmethod
-    def initial_latent(self, generator: torch.Generator) -> Tensor:
-        """Noise to start a chunk from, drawn on the CPU."""
+    def latent_shape(self, frames: int) -> tuple[int, ...]:
+        """The shape of the latent of a chunk that generates so many frames."""
+
+    def initial_latent(self, condition: Any, frames: int, generator: torch.Generator) -> Tensor:
+        """What a chunk is denoised from: noise, drawn on the CPU.
+
+        Args:
+            condition: what :meth:`condition` returned, which has drawn before.
+            frames: that the chunk generates.
+            generator: the chunk's.
+        """
+        return to_device(torch.randn(self.latent_shape(frames), generator=generator), self.device)
 
     @abstractmethod
     def sampler(self, num_steps: int) -> Sampler:
         """A fresh sampler for one chunk."""
+
+    def guidance(self, scale: float, sampler: Sampler) -> tuple[float, ...]:
+        """How much each step is guided, if the request says ``scale``."""
+        return (scale,) * len(sampler.timesteps)
 
     def batch_key(self, row: Row) -> Hashable:
         """Rows with equal keys may share a backbone call."""
@@ -97,39 +138,28 @@ class WorldModel(ABC):
             code="not_supported",
         )
 
-    @property
     @abstractmethod
-    def token_layout(self) -> TokenLayout:
-        """The tokens of one branch."""
-
-    @property
-    @abstractmethod
-    def token_width(self) -> int:
-        """Numbers in a token, d."""
-
-    @abstractmethod
-    def to_tokens(self, output: Tensor) -> Tensor:
-        """``[B, *latent.shape]`` as tokens ``[B * N, d]``, the modalities padded to one width."""
-
-    @abstractmethod
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Inverse of :meth:`to_tokens`."""
+    def tokens(self, shape: Sequence[int]) -> TokenView:
+        """Latents of a shape as tokens; cheap, and the same for equal shapes."""
 
     @abstractmethod
     def render(self, latent: Tensor) -> dict[str, Tensor]:
         """The pictures of a finished chunk by modality, before they are rounded to frames.
 
         float32 ``[F, H, W]``, or ``[F, H, W, channels]`` if there are several, on the host; 0 to 1
-        stands for 0 to the modality's ``high``.
+        stands for 0 to the modality's ``high``. The observed frames come first.
         """
 
     @abstractmethod
     def decode(self, latent: Tensor) -> Frames:
-        """The frames of a finished chunk, on the host: its pictures in the modalities' units."""
+        """The frames of a finished chunk, on the host, in the modalities' units; the observed ones first."""
 
     @abstractmethod
     def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:
-        """The context of the chunk after this one; ``context`` itself stays as it is."""
+        """The context of the chunk after this one; ``context`` itself stays as it is.
+
+        What only a next chunk needs is better left to its :meth:`condition`.
+        """
 
     def export_context(self, context: Any) -> dict[str, NDArray[Any]]:
         """A context as arrays on the host, from which :meth:`import_context` makes an equal one.

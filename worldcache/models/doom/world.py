@@ -15,9 +15,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from worldcache.core import DiscreteActionSpace, Frames, Modality, ModelInfo, Observation
+from worldcache.actions import DiscreteActionSpace
+from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
-from worldcache.models.base import Row, WorldModel
+from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.calibration import Calibration, read_calibration
 from worldcache.models.compiling import compile_network
 from worldcache.models.context import ArraySpec, check_arrays
@@ -61,6 +62,31 @@ class DoomCondition:
 
     frames: Tensor
     actions: Tensor
+
+
+class DoomTokens(TokenView):
+    """Patches of colour, then patches of depth, as the transformer's last layer writes them."""
+
+    def __init__(self, transformer: ActionTransformer3DModel) -> None:
+        config = transformer.config
+        self._transformer, self._time = transformer, config.patch_time
+        rows, columns = transformer.grid
+        self._group, self._depth_width = rows * columns, config.patch_time * config.patch**2
+        self.layout = TokenLayout(("rgb", "depth"), (transformer.groups * self._group,) * 2)
+        self.width = int(3 * self._depth_width)
+        self.grids = dict.fromkeys(self.layout.names, (transformer.groups, rows, columns))
+
+    def to_tokens(self, output: Tensor) -> Tensor:
+        rgb, depth = (
+            self._transformer.patchify(part, self._time).flatten(1, 2) for part in output.split((3, 1), dim=1)
+        )
+        depth = torch.nn.functional.pad(depth, (0, rgb.shape[-1] - depth.shape[-1]))
+        return torch.cat([rgb, depth], dim=1).flatten(0, 1)
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        both = tokens.view(-1, 2, self._transformer.groups, self._group, tokens.shape[-1])
+        parts = both[:, 0], both[:, 1, ..., : self._depth_width]
+        return torch.cat([self._transformer.unpatchify(part, self._time) for part in parts], dim=1)
 
 
 class DoomWorldModel(WorldModel):
@@ -117,8 +143,8 @@ class DoomWorldModel(WorldModel):
             licence=world["licence"],
             calibrations=calibration.policies,
             auto_preset=calibration.auto,
-            token_grids=dict.fromkeys(("rgb", "depth"), (self.transformer.groups, *self.transformer.grid)),
         )
+        self._view = DoomTokens(self.transformer)
         self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
 
     @classmethod
@@ -146,7 +172,7 @@ class DoomWorldModel(WorldModel):
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
 
-    def begin(self, observation: Observation) -> DoomContext:
+    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> DoomContext:
         if observation.start is not None:
             if observation.start not in self._starts:
                 raise UnknownName("start", observation.start, self._starts, param="observation.start")
@@ -170,13 +196,14 @@ class DoomWorldModel(WorldModel):
         padding = known[:, :1].expand(-1, self.info.context_frames - known.shape[1], -1, -1)
         return DoomContext(self._scale(torch.cat([padding, known], 1)), (0,) * self.info.context_frames)
 
-    def condition(self, context: DoomContext, actions: Sequence[int]) -> DoomCondition:
+    def condition(
+        self, context: DoomContext, actions: Sequence[int], generator: torch.Generator
+    ) -> DoomCondition:
         taken = torch.tensor((*context.actions, *actions))
         return DoomCondition(context.frames, to_device(taken, self.device))
 
-    def initial_latent(self, generator: torch.Generator) -> Tensor:
-        shape = (4, self.info.chunk_frames, *self.info.resolution)
-        return to_device(torch.randn(shape, generator=generator), self.device)
+    def latent_shape(self, frames: int) -> tuple[int, ...]:
+        return (4, frames, *self.info.resolution)
 
     def sampler(self, num_steps: int) -> Sampler:
         return self._schedules(num_steps).fresh()
@@ -216,29 +243,8 @@ class DoomWorldModel(WorldModel):
             torch.stack([no_action if row.unconditional else row.condition.actions for row in rows]),
         )
 
-    @property
-    def token_layout(self) -> TokenLayout:
-        patches = self.transformer.groups * self._patches_per_group
-        return TokenLayout(("rgb", "depth"), (patches, patches))
-
-    @property
-    def token_width(self) -> int:
-        return int(3 * self.transformer.config.patch_time * self.transformer.config.patch**2)
-
-    def to_tokens(self, output: Tensor) -> Tensor:
-        time = self.transformer.config.patch_time
-        rgb, depth = (
-            self.transformer.patchify(part, time).flatten(1, 2) for part in output.split((3, 1), dim=1)
-        )
-        depth = torch.nn.functional.pad(depth, (0, rgb.shape[-1] - depth.shape[-1]))
-        return torch.cat([rgb, depth], dim=1).flatten(0, 1)
-
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        config = self.transformer.config
-        both = tokens.view(-1, 2, self.transformer.groups, self._patches_per_group, tokens.shape[-1])
-        depth_width = config.patch_time * config.patch**2
-        parts = both[:, 0], both[:, 1, ..., :depth_width]
-        return torch.cat([self.transformer.unpatchify(part, config.patch_time) for part in parts], dim=1)
+    def tokens(self, shape: Sequence[int]) -> TokenView:
+        return self._view
 
     def render(self, latent: Tensor) -> dict[str, Tensor]:
         pictures = ((to_host(latent.clamp(-1, 1).float()) + 1) / 2).permute(1, 2, 3, 0).contiguous()
@@ -281,16 +287,12 @@ class DoomWorldModel(WorldModel):
     @torch.inference_mode()
     def warm(self) -> None:
         context = self.begin(Observation(start=self.info.starts[0]))
-        condition = self.condition(context, (0,) * self.info.chunk_frames)
-        latent = self.initial_latent(torch.Generator().manual_seed(0))
+        size, generator = self.info.chunk_frames, torch.Generator().manual_seed(0)
+        condition = self.condition(context, (0,) * size, generator)
+        latent = self.initial_latent(condition, size, generator)
         for size in reversed(self._warm_sizes):
             for _ in range(2):
                 self.evaluate([Row(latent, 1000.0, condition)] * size)
-
-    @property
-    def _patches_per_group(self) -> int:
-        rows, columns = self.transformer.grid
-        return int(rows * columns)
 
     def _scale(self, frames: Tensor) -> Tensor:
         """``[4, T, H, W]`` in pixel and depth units to [-1, 1] on the device."""
