@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.toy import ToyWorldModel
 from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.errors import InvalidInput, RolloutFailed
-from worldcache.models.base import Row, WorldModel
+from worldcache.models.base import ChunkTask, Row, WorldModel
 from worldcache.policies.registry import make_policy, policy_names
 from worldcache.sampler import FlowMatchSampler, chunk_generator
 
@@ -22,9 +22,10 @@ def denoiser(
     policy: str, steps: int, guidance: float = 1.0, action: int = 0, **parameters: Any
 ) -> ChunkDenoiser:
     model = ToyWorldModel()
-    return ChunkDenoiser(
-        model, make_policy(policy, **parameters), (action,) * 4, 4, steps, guidance, chunk_generator(7, 0)
+    task = ChunkTask(
+        make_policy(policy, **parameters), (action,) * 4, 4, steps, guidance, chunk_generator(7, 0)
     )
+    return ChunkDenoiser(model, task)
 
 
 def run(chunk: ChunkDenoiser) -> tuple[float, str]:
@@ -102,7 +103,9 @@ def test_a_value_that_is_not_finite_fails() -> None:
         def evaluate(self, rows: Any) -> torch.Tensor:
             return super().evaluate(rows) * float("nan")
 
-    chunk = ChunkDenoiser(Broken(), make_policy("none"), (0,) * 4, 4, 4, 1.0, chunk_generator(7, 0))
+    chunk = ChunkDenoiser(
+        Broken(), ChunkTask(make_policy("none"), (0,) * 4, 4, 4, 1.0, chunk_generator(7, 0))
+    )
     with pytest.raises(RolloutFailed, match="step 0"):
         run(chunk)
 
@@ -154,9 +157,8 @@ def test_modalities_are_measured_apart() -> None:
             outputs[:, 3] = 1.0
             return outputs
 
-    chunk = ChunkDenoiser(
-        Uneven(), make_policy("interval", interval=2), (0,) * 4, 4, 3, 1.0, chunk_generator(7, 0)
-    )
+    task = ChunkTask(make_policy("interval", interval=2), (0,) * 4, 4, 3, 1.0, chunk_generator(7, 0))
+    chunk = ChunkDenoiser(Uneven(), task)
     while not chunk.done:
         chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     modalities = chunk.stats(0).modalities
@@ -205,7 +207,7 @@ def test_teacache_reads_the_modulated_input() -> None:
             return super().modulated_input(row)
 
     policy = make_policy("teacache", threshold=1e9, coefficients=[0.0])
-    chunk = ChunkDenoiser(Watched(), policy, (0,) * 4, 4, 4, 3.0, chunk_generator(7, 0))
+    chunk = ChunkDenoiser(Watched(), ChunkTask(policy, (0,) * 4, 4, 4, 3.0, chunk_generator(7, 0)))
     while not chunk.done:
         chunk.advance(chunk.take(chunk.view.to_tokens(chunk.model.evaluate(chunk.rows()))).tolist())
     assert chunk.stats(0).decisions == "F..F"
@@ -246,7 +248,8 @@ class PickyWorldModel(ToyWorldModel):
 def test_a_streak_taken_at_once_equals_the_schedulers_own_steps(policy: str, guidance: float) -> None:
     latents, decisions = [], []
     for model in (ToyWorldModel(), PickyWorldModel()):
-        chunk = ChunkDenoiser(model, make_policy(policy), (2,) * 4, 4, 20, guidance, chunk_generator(7, 0))
+        task = ChunkTask(make_policy(policy), (2,) * 4, 4, 20, guidance, chunk_generator(7, 0))
+        chunk = ChunkDenoiser(model, task)
         while not chunk.done:
             chunk.advance(chunk.take(chunk.view.to_tokens(model.evaluate(chunk.rows()))).tolist())
         decisions.append(chunk.stats(0).decisions)

@@ -17,7 +17,7 @@ from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.engine.engine import Engine, Tick
 from worldcache.engine.rollout import RolloutRequest
 from worldcache.engine.thread import EngineThread
-from worldcache.models.base import WorldModel
+from worldcache.models.base import ChunkTask, WorldModel
 from worldcache.policies.registry import make_policy
 from worldcache.sampler import chunk_generator
 
@@ -46,15 +46,9 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_a_streak_does_not_wait_for_the_device(cuda: str, policy: str) -> None:
     model = worldcache.load_model("doom", device=cuda)
     context = model.begin(Observation(start=model.info.starts[0]))
-    chunk = ChunkDenoiser(
-        model,
-        make_policy(policy),
-        model.condition(context, (1,) * 4, torch.Generator()),
-        4,
-        20,
-        1.0,
-        chunk_generator(3, 0),
-    )
+    condition = model.condition(context, (1,) * 4, torch.Generator())
+    task = ChunkTask(make_policy(policy), condition, 4, 20, 1.0, chunk_generator(3, 0))
+    chunk = ChunkDenoiser(model, task)
     while not chunk.done:
         evidence = chunk.take(chunk.view.to_tokens(model.evaluate(chunk.rows()))).tolist()
         with waiting_is_an_error():

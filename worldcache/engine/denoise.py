@@ -18,8 +18,8 @@ from worldcache.core import ChunkStats, ModalityStats
 from worldcache.engine.latent import Latent
 from worldcache.engine.measure import PredictionErrors
 from worldcache.errors import RolloutFailed
-from worldcache.models.base import Row, TokenView, WorldModel
-from worldcache.policies.base import Policy, Schedule, StepInput
+from worldcache.models.base import ChunkTask, Row, TokenView, WorldModel
+from worldcache.policies.base import Schedule, StepInput
 from worldcache.policies.math import weighted_sum
 from worldcache.policies.planned import PlannedPolicy
 
@@ -30,33 +30,24 @@ class ChunkDenoiser:
 
     Args:
         model: the model whose rows are computed.
-        policy: decides and predicts; its state lives here, for this chunk only.
-        condition: what the model's ``condition`` returned for the chunk.
-        frames: that the chunk generates.
-        num_steps: denoise steps.
-        guidance_scale: 1 evaluates one row a step, anything else two (with and without what it is guided
-            by), as much as the model's ``guidance`` makes of it in each step.
-        generator: CPU generator of the chunk; draws the initial latent, then whatever the sampler draws.
+        task: the chunk; the policy's state lives here, for this chunk only.
 
     A step is done in two halves, so that the engine can read the evidence of all its rollouts at
     once: :meth:`take` on the device, then :meth:`advance` with the evidence on the host.
     """
 
     model: WorldModel
-    policy: Policy[Any, Any]
-    condition: Any
-    frames: int
-    num_steps: int
-    guidance_scale: float
-    generator: torch.Generator
+    task: ChunkTask
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        noise = self.model.initial_latent(self.condition, self.frames, self.generator)
+        task = self.task
+        self.policy = task.policy
+        noise = self.model.initial_latent(task.condition, task.frames, task.generator)
         self._view = self.model.tokens(noise.shape)
         self._latent = Latent(self._view, noise)
-        self._sampler = self.model.sampler(self.num_steps)
-        self._guidance = self.model.guidance(self.guidance_scale, self._sampler)
+        self._sampler = self.model.sampler(task.num_steps)
+        self._guidance = self.model.guidance(task.guidance_scale, self._sampler)
         layout = replace(self._view.layout, branches=2 if self._guided else 1)
         self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
         self._layout = layout
@@ -64,6 +55,10 @@ class ChunkDenoiser:
         self._decisions: list[str] = []
         self._drift: list[float | None] = []
         self._run_streak()
+
+    @property
+    def frames(self) -> int:
+        return self.task.frames
 
     @property
     def latent(self) -> Tensor:
@@ -77,13 +72,13 @@ class ChunkDenoiser:
 
     @property
     def done(self) -> bool:
-        return self.step == self.num_steps
+        return self.step == self.task.num_steps
 
     def rows(self) -> list[Row]:
         """The backbone rows that the current step needs."""
         timestep = self._sampler.timesteps[self.step]
         branches = (False, True) if self._guided else (False,)
-        return [Row(self.latent, timestep, self.condition, unconditional) for unconditional in branches]
+        return [Row(self.latent, timestep, self.task.condition, unconditional) for unconditional in branches]
 
     def take(self, tokens: Tensor) -> Tensor:
         """First half of a FULL step: learn from the rows' outputs, tokens ``[branches * N, d]``.
@@ -125,6 +120,9 @@ class ChunkDenoiser:
             self._view.grids,
         )
 
+    def close(self) -> None:
+        """Nothing to let go of that is not dropped with it."""
+
     def _modalities(self) -> dict[str, ModalityStats]:
         branches, cached = self._layout.branches, self._decisions.count(".")
         errors = self._errors.read()
@@ -135,7 +133,7 @@ class ChunkDenoiser:
 
     @property
     def _guided(self) -> bool:
-        return self.guidance_scale != 1.0
+        return self.task.guidance_scale != 1.0
 
     def _run_streak(self) -> None:
         """Take cached steps until one must be computed: one by one, or all at once where that is the same."""
@@ -182,7 +180,7 @@ class ChunkDenoiser:
             self._shift(tokens, self._sampler.deltas[self.step])
             return
         output = self._view.from_tokens(self._guide(tokens))[0]
-        moved = self._sampler.step(self.step, output, self._latent.value, self.generator)
+        moved = self._sampler.step(self.step, output, self._latent.value, self.task.generator)
         self._latent = Latent(self._view, moved)
 
     def _shift(self, tokens: Tensor, delta: float) -> None:
@@ -195,5 +193,5 @@ class ChunkDenoiser:
         if not self._guided:
             return tokens
         conditional, unconditional = tokens.chunk(2)
-        scale = self._guidance[min(self.step, self.num_steps - 1)]
+        scale = self._guidance[min(self.step, self.task.num_steps - 1)]
         return torch.lerp(unconditional, conditional, scale)

@@ -27,7 +27,7 @@ from worldcache.core import (
 )
 from worldcache.engine.decode import Job, run_now
 from worldcache.engine.denoise import ChunkDenoiser
-from worldcache.models.base import Row, WorldModel
+from worldcache.models.base import ChunkTask, Denoiser, Row, WorldModel
 from worldcache.policies.base import Policy
 from worldcache.sampler import chunk_generator
 
@@ -135,7 +135,7 @@ class Rollout:
         self._stats = RolloutStats(policy=self.request.policy.name)
         self._later: Callable[[Job], None] = run_now
         self._context: Any = None
-        self._denoiser: ChunkDenoiser | None = None
+        self._denoiser: Denoiser | None = None
 
     @property
     def done(self) -> bool:
@@ -201,6 +201,8 @@ class Rollout:
         If it was cancelled, chunks that have not been decoded are dropped.
         """
         self._dropped = status == "cancelled"
+        if self._denoiser is not None:
+            self._denoiser.close()
         self._denoiser = self._context = None
         self._later(partial(self._say_end, status, error))
 
@@ -213,8 +215,7 @@ class Rollout:
     def _begin_chunk(self) -> None:
         actions = self._chunk_actions()
         generator = chunk_generator(self.request.seed, self.request.frames_before + self._frame)
-        self._denoiser = ChunkDenoiser(
-            self.model,
+        task = ChunkTask(
             self._choose_policy(),
             self.model.condition(self._context, actions, generator),
             len(actions),
@@ -222,6 +223,7 @@ class Rollout:
             self.request.guidance_scale,
             generator,
         )
+        self._denoiser = self.model.own_denoiser(task) or ChunkDenoiser(self.model, task)
 
     def _choose_policy(self) -> Policy[Any, Any]:
         """The request's policy, or what its pace makes of the time that is left."""
@@ -230,7 +232,7 @@ class Rollout:
         chunks = self.model.info.chunks(len(self.request.actions) - self._frame)
         return self.request.pace(chunks, self.request.deadline - time.monotonic())
 
-    def _finish_chunk(self, denoiser: ChunkDenoiser) -> None:
+    def _finish_chunk(self, denoiser: Denoiser) -> None:
         """Hand the chunk over to be decoded, and go on with the next one from its latent."""
         size, latent, state = denoiser.frames, denoiser.latent, None
         wanted = min(size, len(self.request.actions) - self._frame)
@@ -246,7 +248,7 @@ class Rollout:
 
     def _hand_out(
         self,
-        denoiser: ChunkDenoiser,
+        denoiser: Denoiser,
         latent: Tensor,
         chunk: int,
         generated: int,

@@ -10,16 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldcache.core import UNCONDITIONED, Conditioning, Frames, ModelInfo, Observation
+from worldcache.core import UNCONDITIONED, ChunkStats, Conditioning, Frames, ModelInfo, Observation
 from worldcache.errors import InvalidInput
 from worldcache.models.transfer import to_device
-from worldcache.policies.base import TokenLayout
+from worldcache.policies.base import Policy, TokenLayout
 from worldcache.sampler import Sampler
 
 
@@ -60,6 +60,67 @@ class TokenView(ABC):
     @abstractmethod
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """Inverse of :meth:`to_tokens`."""
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """One chunk to denoise.
+
+    Attributes:
+        policy: decides which steps are computed, and predicts the others.
+        condition: what the model's ``condition`` returned for the chunk.
+        frames: that the chunk generates.
+        num_steps: denoise steps.
+        guidance_scale: 1 evaluates one row a step, anything else two (with and without what it is guided
+            by), as much as the model's ``guidance`` makes of it in each step.
+        generator: CPU generator of the chunk; draws the initial latent, then whatever the sampler draws.
+    """
+
+    policy: Policy[Any, Any]
+    condition: Any
+    frames: int
+    num_steps: int
+    guidance_scale: float
+    generator: torch.Generator
+
+
+class Denoiser(Protocol):
+    """Denoises one chunk of one rollout.
+
+    It never calls the backbone: it says which rows it needs and takes their outputs, in two halves, so that
+    the engine can read the evidence of all its rollouts at once.
+    """
+
+    @property
+    def frames(self) -> int:
+        """Frames that the chunk generates."""
+
+    @property
+    def latent(self) -> Tensor:
+        """The latent after the steps so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+
+    def rows(self) -> list[Row]:
+        """The backbone rows that the current step needs."""
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """First half of a FULL step: learn from the rows' outputs as tokens, one row after the other.
+
+        Returns:
+            Evidence for :meth:`advance`, float32 on the device.
+        """
+
+    def advance(self, evidence: Sequence[float]) -> None:
+        """Second half: go on to the next step that must be computed, or to the end."""
+
+    def stats(self, index: int) -> ChunkStats:
+        """How the chunk went; may read the device."""
+
+    def close(self) -> None:
+        """Let go of whatever it holds; called once, when nothing more is asked of it."""
 
 
 class WorldModel(ABC):
@@ -108,6 +169,13 @@ class WorldModel(ABC):
     @abstractmethod
     def sampler(self, num_steps: int) -> Sampler:
         """A fresh sampler for one chunk."""
+
+    def own_denoiser(self, task: ChunkTask) -> Denoiser | None:
+        """What denoises a chunk, for a model that brings its own loop; ``None`` for the engine's.
+
+        It is made on the engine's thread, as soon as the chunk is begun.
+        """
+        return None
 
     def guidance(self, scale: float, sampler: Sampler) -> tuple[float, ...]:
         """How much each step is guided, if the request says ``scale``."""

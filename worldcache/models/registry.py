@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from worldcache.errors import InvalidInput, UnknownName
+from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import WorldModel
 
 _LOADERS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"doom": ("worldcache.models.doom.world", "DoomWorldModel")}
+    {
+        "doom": ("worldcache.models.doom.world", "DoomWorldModel"),
+        "aether": ("worldcache.models.aether.world", "AetherWorldModel"),
+        "voyager": ("worldcache.models.voyager.world", "VoyagerWorldModel"),
+        "sana-wm": ("worldcache.models.sana_wm.world", "SanaWMWorldModel"),
+        "diffusers": ("worldcache.models.pipeline.world", "PipelineWorldModel"),
+    }
 )
 
 DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
@@ -26,7 +33,7 @@ INTEGER_BYTES = 8
 
 
 def model_names() -> tuple[str, ...]:
-    """The models that can be loaded by name."""
+    """The families of models that come with the library."""
     return tuple(_LOADERS)
 
 
@@ -36,6 +43,7 @@ def load_model(
     path: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    offload: bool = False,
     compile: bool = False,
     cuda_graphs: bool = False,
     max_batch: int = 8,
@@ -43,18 +51,19 @@ def load_model(
     """Load a model, ready to be warmed.
 
     Args:
-        name: one of :func:`model_names`.
-        path: folder of other weights in the model's layout; the ones that ship with the package if
-            left out.
+        name: one of :func:`model_names`, or where else a class of models is: ``package.module.Class``.
+        path: folder of weights in the model's layout, or a hub id where the model takes one; the model's
+            own if left out.
         device: where torch should put it, for example ``cpu`` or ``cuda:0``.
         dtype: of the weights and the backbone's arithmetic: ``float32``, ``bfloat16`` or ``float16``.
+        offload: keep on the host what is not in use, for the time that bringing it takes.
         compile: run the backbone through ``torch.compile``.
         cuda_graphs: run the backbone through CUDA graphs.
         max_batch: most backbone rows in one call, which ``warm`` then prepares for.
 
     Raises:
         UnknownName: no model has this name.
-        InvalidInput: the dtype, the device, ``compile`` or ``cuda_graphs`` cannot be used.
+        InvalidInput: the dtype, the device, ``offload``, ``compile`` or ``cuda_graphs`` cannot be used.
         ModelLoadError: weights are missing or do not fit.
     """
     module, attribute = _find(name)
@@ -63,8 +72,13 @@ def load_model(
         place = torch.device(device)
     except RuntimeError:
         raise InvalidInput(f"{device!r} is not a torch device", param="device") from None
-    loader = getattr(import_module(module), attribute)
-    model = cast(WorldModel, loader.load(path, device=place, dtype=DTYPES[dtype]))
+    loader = _import(name, module, attribute)
+    options = {"offload": True} if offload else {}
+    try:
+        inspect.signature(loader.load).bind(path, device=place, dtype=DTYPES[dtype], **options)
+    except TypeError:
+        raise InvalidInput(f"model {name!r} cannot offload; leave it off", param="offload") from None
+    model = cast(WorldModel, loader.load(path, device=place, dtype=DTYPES[dtype], **options))
     if compile or cuda_graphs:
         model.optimise(compile=compile, cuda_graphs=cuda_graphs, max_batch=max_batch)
     return model
@@ -103,9 +117,20 @@ def _file_bytes(path: Path, float_bytes: int) -> int:
 
 
 def _find(name: str) -> tuple[str, str]:
-    if name not in _LOADERS:
+    """Module and class of a model's family."""
+    if name in _LOADERS:
+        return _LOADERS[name]
+    module, dot, attribute = name.rpartition(".")
+    if not dot or not all(part.isidentifier() for part in name.split(".")):
         raise UnknownName("model", name, model_names(), param="model")
-    return _LOADERS[name]
+    return module, attribute
+
+
+def _import(name: str, module: str, attribute: str) -> Any:
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadError(f"model {name!r} cannot be imported: {error}") from error
 
 
 def _check_dtype(dtype: str) -> None:
