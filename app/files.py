@@ -43,7 +43,7 @@ def _pixels(frames: Frames, info: ModelInfo) -> list[NDArray[np.uint8]]:
     """Each modality as uint8 ``[F, H, W, 3]``."""
     from app import media
 
-    return [media.to_pixels(frames[modality.name], modality) for modality in info.modalities]
+    return [media.to_pixels(frames[modality.name], modality) for modality in info.pictures]
 
 
 def _encode_contact_sheet(frames: Frames, info: ModelInfo) -> bytes:

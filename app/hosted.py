@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.catalogue import ModelEntry
+from app.conditioning import conditioning_json
 from worldcache.core import ModelInfo
 from worldcache.models.base import WorldModel
 
@@ -95,12 +96,25 @@ def describe_model(hosted: HostedModel) -> dict[str, Any]:
         "description": info.description,
         "action_space": info.action_space.describe(),
         "modalities": [
-            {"name": m.name, "channels": m.channels, "unit": m.unit, "high": m.high} for m in info.modalities
+            {"name": m.name, "channels": m.channels, "unit": m.unit, "high": m.high, "picture": m.picture}
+            for m in info.modalities
         ],
         "resolution": {"height": info.resolution[0], "width": info.resolution[1]},
         "fps": info.fps,
         "context_frames": info.context_frames,
         "chunk_frames": info.chunk_frames,
+        "chunk_lengths": list(info.chunk_lengths or (info.chunk_frames,)),
+        "observed_frames": info.observed_frames,
+        "conditioning": conditioning_json(info),
+        "tasks": {
+            name: {
+                "description": task.description,
+                "needs": list(task.needs),
+                "num_inference_steps": task.num_inference_steps,
+                "guidance_scale": task.guidance_scale,
+            }
+            for name, task in info.tasks.items()
+        },
         "num_inference_steps": info.num_inference_steps,
         "guidance_scale": info.guidance_scale,
         "starts": list(info.starts),
@@ -113,4 +127,5 @@ def describe_model(hosted: HostedModel) -> dict[str, Any]:
         "default_preset": info.default_preset,
         "auto_preset": info.auto_preset or info.default_preset,
         "licence": info.licence,
+        "notice": info.notice,
     }

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.errors import ApiError
 from app.npz import MAGIC, read_npy_header
@@ -30,21 +30,42 @@ def read_observation(
     """
     if body.start is not None:
         return Observation(start=body.start)
-    size = (info.resolution[1], info.resolution[0])
-    frames: list[NDArray[np.uint8]] = []
-    for index, text in enumerate(body.frames or ()):
-        param = f"observation.frames.{index}"
-        image = _open_image(_decode(text, param, max_bytes), param, max_pixels)
-        frames.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX)))
+    frames = [
+        read_image(text, f"observation.frames.{index}", info=info, max_bytes=max_bytes, max_pixels=max_pixels)
+        for index, text in enumerate(body.frames or ())
+    ]
     depth = None
     if body.depth is not None:
         depth = np.stack(
             [
-                _read_depth(text, f"observation.depth.{i}", body.depth_scale, size, max_bytes, max_pixels)
+                _read_depth(
+                    text, f"observation.depth.{i}", body.depth_scale, info.resolution, max_bytes, max_pixels
+                )
                 for i, text in enumerate(body.depth)
             ]
         )
     return Observation(frames=np.stack(frames), depth=depth)
+
+
+def read_image(
+    text: str, param: str, *, info: ModelInfo, max_bytes: int, max_pixels: int
+) -> NDArray[np.uint8]:
+    """Decode an image and bring it to the model's size, its middle if the sides are of another proportion.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        ApiError: the message names ``param``.
+    """
+    image = _open_image(_decode(text, param, max_bytes), param, max_pixels).convert("RGB")
+    return np.asarray(_fit(image, info.resolution, Image.Resampling.BOX))
+
+
+def _fit(image: Image.Image, resolution: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    height, width = resolution
+    larger = method is Image.Resampling.BOX and image.width < width and image.height < height
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC if larger else method)
 
 
 def _decode(text: str, param: str, max_bytes: int) -> bytes:
@@ -89,7 +110,7 @@ def _open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
 
 
 def _read_depth(
-    text: str, param: str, scale: float | None, size: tuple[int, int], max_bytes: int, max_pixels: int
+    text: str, param: str, scale: float | None, resolution: tuple[int, int], max_bytes: int, max_pixels: int
 ) -> NDArray[np.float32]:
     """A depth map in the model's unit, at the model's size."""
     data = _decode(text, param, max_bytes)
@@ -106,7 +127,7 @@ def _read_depth(
             values = np.asarray(image).astype(np.float32) * np.float32(scale)
     if not np.isfinite(values).all():
         raise ApiError(422, "invalid_depth", f"{param}: depth must be finite", param=param)
-    resized = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    resized = _fit(Image.fromarray(values), resolution, Image.Resampling.NEAREST)
     return np.asarray(resized, dtype=np.float32)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from anyio import to_thread
 
+from app.conditioning import camera_actions, check_conditioning, check_length, read_conditioning
 from app.errors import ApiError
-from app.observations import read_observation
-from app.schemas import ObservationBody, RolloutBody, TermsBody
+from app.observations import read_image, read_observation
+from app.schemas import ConditioningBody, ObservationBody, RolloutBody, TermsBody
 from app.settings import Settings
-from worldcache.core import ModelInfo, Observation
+from worldcache.actions import CameraPoseActionSpace
+from worldcache.core import Conditioning, ModelInfo, Observation
 from worldcache.engine.rollout import Priority, RolloutRequest
 from worldcache.errors import UnknownName
 from worldcache.policies.choose import choose_policy
@@ -50,11 +54,10 @@ class RequestReader:
         Raises:
             ApiError, InvalidInput: the message names the field at fault.
         """
-        self.check_horizon(len(body.actions), "actions")
         terms = self.read_terms(body, info)
         check_modalities(body.output.modalities, info)
         check_start(body.observation, info)
-        actions = info.action_space.parse(body.actions)
+        actions = self._read_actions(body, info)
         return RolloutRequest(
             await self.read_observation(body.observation, info),
             actions,
@@ -64,7 +67,29 @@ class RequestReader:
             terms.guidance_scale,
             client=client,
             priority=Priority[body.priority.upper()],
+            conditioning=await self.read_conditioning(body.conditioning, info),
         )
+
+    def _read_actions(self, body: RolloutBody, info: ModelInfo) -> tuple[Any, ...]:
+        """The actions, or those that a named trajectory stands for."""
+        camera = body.conditioning.camera
+        if camera is None and body.actions is None:
+            message = "actions: they are missing"
+            if isinstance(info.action_space, CameraPoseActionSpace):
+                message += "; give them, or conditioning.camera"
+            raise ApiError(422, "missing_field", message, param="actions")
+        if camera is not None and body.actions is not None:
+            message = "actions: give either them or conditioning.camera"
+            raise ApiError(422, "invalid_value", message, param="actions")
+        if camera is not None:
+            param = "conditioning.camera.frames"
+            self.check_horizon(camera.frames, param)
+            check_length(camera.frames, info, param)
+            return camera_actions(camera, info)
+        assert body.actions is not None
+        self.check_horizon(len(body.actions), "actions")
+        check_length(len(body.actions), info, "actions")
+        return info.action_space.parse(body.actions)
 
     def check_horizon(self, frames: int, param: str) -> None:
         """Refuse more frames than one rollout may have."""
@@ -79,9 +104,10 @@ class RequestReader:
             ApiError, InvalidInput: the message names the field at fault.
         """
         settings = self._settings
-        steps = info.num_inference_steps if body.num_inference_steps is None else body.num_inference_steps
+        task = check_conditioning(body.conditioning, info)
+        steps = task.num_inference_steps if body.num_inference_steps is None else body.num_inference_steps
         most_steps = min(settings.max_inference_steps, info.max_inference_steps)
-        guidance = info.guidance_scale if body.guidance_scale is None else body.guidance_scale
+        guidance = task.guidance_scale if body.guidance_scale is None else body.guidance_scale
         if steps > most_steps:
             raise ApiError(422, "too_many_steps", f"at most {most_steps} steps", param="num_inference_steps")
         if guidance > settings.max_guidance_scale:
@@ -102,6 +128,21 @@ class RequestReader:
                 body, info, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
             )
         )
+
+    async def read_conditioning(self, body: ConditioningBody, info: ModelInfo) -> Conditioning:
+        """What a rollout is conditioned on, its images decoded.
+
+        Raises:
+            ApiError: the message names the image at fault.
+        """
+        settings = self._settings
+        image = partial(
+            read_image,
+            info=info,
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+        )
+        return await to_thread.run_sync(read_conditioning, body, image)
 
 
 def check_modalities(names: Sequence[str] | None, info: ModelInfo) -> None:

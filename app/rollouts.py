@@ -108,7 +108,7 @@ class RolloutService:
             model=body.model,
             policy=request.policy.name,
             seed=request.seed,
-            frames=len(request.actions),
+            frames=request.frame_count(lease.model.info),
             output=body.output,
             metadata=body.metadata,
             deadline_ms=body.deadline_ms,

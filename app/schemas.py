@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -63,12 +63,44 @@ class OutputBody(Body):
     )
 
 
+class CameraBody(Body):
+    """A camera that follows a named trajectory."""
+
+    trajectory: ShortText = Field(description="forward, left, turn_left, orbit_left, ..., or free.")
+    frames: int = Field(ge=1, strict=True, description="Frames to generate.")
+    distance: float | None = Field(
+        None, gt=0, le=1000, allow_inf_nan=False, description="Length of the path, or radius of an orbit."
+    )
+    angle: float | None = Field(
+        None, gt=0, le=360, allow_inf_nan=False, description="Of a turn or an orbit, in degrees."
+    )
+
+
+class ConditioningBody(Body):
+    """Whatever else a rollout is conditioned on. Each model says which of it it takes."""
+
+    task: ShortText | None = Field(None, description="What the model is to do; its first task if left out.")
+    prompt: str | None = Field(None, max_length=8192, description="A description of what is seen.")
+    negative_prompt: str | None = Field(None, max_length=8192, description="What it is guided away from.")
+    goal: str | None = Field(
+        None, description="Where it is to end: a PNG, JPEG or WebP image, as base64 or a data URI."
+    )
+    fps: float | None = Field(
+        None, gt=0, le=240, allow_inf_nan=False, description="Frames a second that the motion is meant for."
+    )
+    fov: float | None = Field(
+        None, gt=0, lt=180, allow_inf_nan=False, description="Horizontal angle of view in degrees."
+    )
+    camera: CameraBody | None = Field(None, description="In place of actions: a named trajectory.")
+
+
 class TermsBody(Body):
     """How to generate, whatever it starts from and whatever is to be done."""
 
     model: ShortText = Field(description="Id of a model, as GET /v1/models lists them.")
-    conditioning: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Anything else that the model can be conditioned on."
+    conditioning: ConditioningBody = Field(
+        default_factory=lambda: ConditioningBody.model_validate({}),
+        description="Whatever else the model can be conditioned on.",
     )
     num_inference_steps: int | None = Field(
         None, ge=1, strict=True, description="Denoise steps per chunk; the model's default if left out."
@@ -88,25 +120,16 @@ class TermsBody(Body):
         default_factory=dict, max_length=16, description="Kept and returned as it is."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        """Fields of the contract that this version does not serve yet are refused by name."""
-        if isinstance(value, dict) and value.get("conditioning", {}) != {}:
-            raise PydanticCustomError(
-                "not_supported",
-                "{field} is not supported yet; leave it out",
-                {"field": "conditioning"},
-            )
-        return value
-
 
 class RolloutBody(TermsBody):
     """A rollout request."""
 
     observation: ObservationBody
-    actions: list[JsonValue] = Field(
-        min_length=1, description="One entry per generated frame, in the model's action space."
+    actions: list[JsonValue] | None = Field(
+        None,
+        min_length=1,
+        description="One entry per generated frame, in the model's action space; a camera's may be given by "
+        "`conditioning.camera` instead.",
     )
     output: OutputBody = Field(default_factory=lambda: OutputBody.model_validate({}))
     stream: bool = Field(False, strict=True, description="Answer with server-sent events.")

@@ -11,10 +11,10 @@ from pydantic import JsonValue
 from app.auth import Caller
 from app.errors import ApiError
 from app.requests import RequestReader, check_modalities, check_start
-from app.schemas import ObservationBody, SessionBody, SnapshotBody
+from app.schemas import ConditioningBody, ObservationBody, SessionBody, SnapshotBody
 from app.session_store import CommittedStep, Session
 from app.settings import Settings
-from worldcache.core import ModelInfo, Observation, RolloutState
+from worldcache.core import Conditioning, ModelInfo, Observation, RolloutState
 from worldcache.errors import InvalidInput
 
 
@@ -37,8 +37,11 @@ class SessionReader:
             ApiError, InvalidInput: the message names the field at fault.
         """
         terms = self._requests.read_terms(body, info)
+        if body.conditioning.camera is not None:
+            message = "conditioning.camera: leave it out; the actions of each step say where the camera is"
+            raise InvalidInput(message, param="conditioning.camera")
         per_step = info.chunk_frames if frames_per_step is None else frames_per_step
-        if per_step % info.chunk_frames:
+        if per_step not in info.chunk_lengths and per_step % info.chunk_frames:
             message = f"frames_per_step must be a multiple of {info.chunk_frames}, not {per_step}"
             raise InvalidInput(message, param="frames_per_step")
         self._requests.check_horizon(per_step, "frames_per_step")
@@ -73,6 +76,14 @@ class SessionReader:
             raise InvalidInput(message, param="frames")
         info.action_space.parse(body.actions)
         return list(body.actions)
+
+    async def read_conditioning(self, body: ConditioningBody, info: ModelInfo) -> Conditioning:
+        """What the session is conditioned on besides its observation and its actions.
+
+        Raises:
+            ApiError: the message names the image at fault.
+        """
+        return await self._requests.read_conditioning(body, info)
 
     async def read_observation(self, body: ObservationBody, info: ModelInfo) -> Observation:
         """Where a session starts.

@@ -292,7 +292,8 @@ class SessionService:
             model = lease.model
             session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
             observation = await self._reader.read_observation(body.observation, model.info)
-            context = await self._on_device(model, partial(model.begin, observation))
+            conditioning = await self._reader.read_conditioning(body.conditioning, model.info)
+            context = await self._on_device(model, partial(model.begin, observation, conditioning))
             session.start = RolloutState(context, 0)
             return session
         finally:

@@ -16,7 +16,7 @@ from app.media import MEDIA_TYPES, encode_picture, encode_video, from_npz, to_pi
 from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
 from app.store import NPZ, RolloutRecord, Store
 from worldcache.core import ChunkStats, Modality, ModelInfo, RolloutStats
-from worldcache.errors import DeadlineExceeded
+from worldcache.errors import DeadlineExceeded, InvalidInput
 
 
 def rollout_json(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
@@ -44,11 +44,17 @@ def modalities_of(record: RolloutRecord, info: ModelInfo) -> list[str]:
     return list(record.output.modalities or (m.name for m in info.modalities))
 
 
+def pictures_of(record: RolloutRecord, info: ModelInfo) -> list[str]:
+    """Those of them that are pictures; all of the model's if none of them is."""
+    names = [m.name for m in info.pictures]
+    return [name for name in modalities_of(record, info) if name in names] or names
+
+
 def artifact_links(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
     """Where the artifacts of a finished rollout are."""
     base, format = f"/v1/rollouts/{record.id}", record.output.format
     links: dict[str, Any] = {"npz": f"{base}/{NPZ}"}
-    names = modalities_of(record, info)
+    names = pictures_of(record, info)
     if format in VIDEO_FORMATS:
         links["video"] = {name: f"{base}/video?modality={name}" for name in names}
     elif format in IMAGE_FORMATS:
@@ -136,17 +142,20 @@ def rollout_error(record: RolloutRecord) -> ApiError:
     )
 
 
-def pictures_json(values: Mapping[str, NDArray[Any]], info: ModelInfo, format: str) -> dict[str, str | float]:
-    """One frame as data URIs by modality, with the scale of maps; blocks.
+def pictures_json(values: Mapping[str, NDArray[Any]], info: ModelInfo, format: str) -> dict[str, Any]:
+    """One frame by modality: pictures as data URIs, with the scale of maps, and matrices as rows; blocks.
 
     Args:
         values: the frame of each modality.
         info: of the model.
         format: ``png`` or ``jpeg``.
     """
-    pictures: dict[str, str | float] = {}
+    pictures: dict[str, Any] = {}
     for name, array in values.items():
         modality = info.modality(name)
+        if not modality.picture:
+            pictures[name] = array.tolist()
+            continue
         picture = encode_picture(array, modality, format)
         pictures[name] = f"data:{MEDIA_TYPES[format]};base64,{base64.b64encode(picture).decode()}"
         scale = count_scale(modality, format)
@@ -187,7 +196,7 @@ class Artifacts:
 
     async def video(self, modality: str, format: str) -> bytes:
         """The rollout as one ``mp4`` or ``webp``."""
-        chosen = self._info.modality(modality, param="modality")
+        chosen = _picture(modality, self._info)
         name = f"{modality}-{self._min_height}.{format}"
         kept = await self._store.get_artifact(self._record.id, name)
         if kept is not None:
@@ -209,7 +218,7 @@ class Artifacts:
         Raises:
             ApiError: there is no such frame, or not yet.
         """
-        chosen, record = self._info.modality(modality, param="modality"), self._record
+        chosen, record = _picture(modality, self._info), self._record
         if not 0 <= index < record.frames:
             message = f"the rollout has frames 0 to {record.frames - 1}"
             raise ApiError(404, "unknown_frame", message, param="index")
@@ -229,7 +238,7 @@ class Artifacts:
             return {}
         if format == "npz":
             return {"npz": _base64(await self.npz(), format)}
-        names = modalities_of(self._record, self._info)
+        names = pictures_of(self._record, self._info)
         if format in VIDEO_FORMATS:
             return {"video": {name: _base64(await self.video(name, format), format) for name in names}}
         frames = range(self._record.frames)
@@ -243,6 +252,19 @@ class Artifacts:
         if self._record.live:
             return ApiError(409, "not_finished", "the rollout has not finished; look again later")
         return ApiError(409, "no_frames", f"the rollout {self._record.status}: it does not have these frames")
+
+
+def _picture(name: str, info: ModelInfo) -> Modality:
+    """A modality that is a picture.
+
+    Raises:
+        InvalidInput: there is none of that name, or it is no picture.
+    """
+    modality = info.modality(name, param="modality")
+    if not modality.picture:
+        message = f"modality: {name!r} is no picture; read it in {NPZ}"
+        raise InvalidInput(message, param="modality", code="not_a_picture")
+    return modality
 
 
 def _base64(data: bytes, format: str) -> dict[str, str]:

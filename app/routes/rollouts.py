@@ -21,7 +21,7 @@ from app.rollouts import new_rollout_id
 from app.schemas import ListQuery, RolloutBody
 from app.store import RolloutRecord
 from app.streaming import EVENT_STREAM, EventStreamResponse, RolloutEvents, first_event_after
-from app.views import Artifacts, count_scale, modalities_of, rollout_error, rollout_json
+from app.views import Artifacts, count_scale, pictures_of, rollout_error, rollout_json
 from app.waiting import attending, wait_for_end
 from worldcache.core import ModelInfo
 
@@ -71,7 +71,7 @@ async def create_rollout(
         raise rollout_error(record)
     artifacts = _artifacts(services, record)
     if wanted is not None:
-        data = await artifacts.video(modalities_of(record, info)[0], wanted)
+        data = await artifacts.video(pictures_of(record, info)[0], wanted)
         skip_ratio = f"{record.stats.skip_ratio:.4f}" if record.stats else ""
         headers = {**location, "X-Rollout-ID": record.id, "X-Skip-Ratio": skip_ratio}
         return Response(data, media_type=MEDIA_TYPES[wanted], headers=headers)
@@ -140,7 +140,7 @@ async def get_video(
     """The rollout as a video of one modality."""
     asked = record.output.format
     chosen = format or ("webp" if asked == "webp" else "mp4")
-    name = modality or modalities_of(record, _info(services, record))[0]
+    name = modality or pictures_of(record, _info(services, record))[0]
     data = await _artifacts(services, record).video(name, chosen)
     return Response(data, media_type=MEDIA_TYPES[chosen])
 
@@ -158,7 +158,7 @@ async def get_frame(
     Depth as PNG has 16 bits; `X-Depth-Scale` says what a count is.
     """
     info = _info(services, record)
-    name = modality or modalities_of(record, info)[0]
+    name = modality or pictures_of(record, info)[0]
     data = await _artifacts(services, record).picture(index, name, format)
     headers = {}
     scale = count_scale(info.modality(name), format)

@@ -68,11 +68,14 @@ def _options(query: SocketQuery, session: Session, info: ModelInfo) -> SocketOpt
     Raises:
         InvalidInput: the model has no such modality.
     """
-    names = modalities_of(session, info)
+    pictures = [modality.name for modality in info.pictures]
+    names = tuple(name for name in modalities_of(session, info) if name in pictures)
     if query.modalities is not None:
         names = tuple(name.strip() for name in query.modalities.split(","))
         for name in names:
-            info.modality(name, param="modalities")
+            if not info.modality(name, param="modalities").picture:
+                message = f"modalities: {name!r} is no picture, and is not sent over a WebSocket"
+                raise InvalidInput(message, param="modalities", code="not_a_picture")
         if len(set(names)) < len(names):
             raise InvalidInput("modalities: name each of them once", param="modalities")
     return SocketOptions(query.mode, names, query.format or session.output.format, query.details)

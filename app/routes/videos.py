@@ -29,7 +29,7 @@ from app.videos import (
     video_id,
     video_json,
 )
-from app.views import Artifacts, modalities_of
+from app.views import Artifacts, pictures_of
 from app.waiting import wait_for_end
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -221,7 +221,7 @@ async def _content(record: RolloutRecord, services: Services) -> bytes:
     info = services.models.info(record.model)
     height = video_height(record, info, services.settings.video_min_height)
     artifacts = Artifacts(services.store, record, info, height)
-    return await artifacts.video(modalities_of(record, info)[0], "mp4")
+    return await artifacts.video(pictures_of(record, info)[0], "mp4")
 
 
 async def _read_json(request: Request) -> Any:
