@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
@@ -16,6 +16,8 @@ from worldcache.models.base import WorldModel
 from worldcache.models.registry import DTYPES, load_model, model_names, weight_bytes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 ALL, NONE = "all", "none"
 
 
@@ -111,50 +113,55 @@ def _source(given: WorldModel | ModelSource) -> ModelSource:
 
 def _registered(settings: Settings) -> dict[str, ModelSource]:
     """The sources that ``settings.models`` names, in its order."""
-    families: dict[str, tuple[str, Path | None]] = {}
+    families: dict[str, tuple[str, str | None]] = {}
     for entry in settings.models:
-        name, family, folder = _parse_model(entry)
+        name, family, weights = _parse_model(entry)
         if name in families:
             raise _refusal("models", f"{name!r} is named twice; give one of them another name")
-        families[name] = (family, folder)
+        families[name] = (family, weights)
+    _check_known("offload", settings.offload, families)
     dtypes = _assignments("dtypes", settings.dtypes, families)
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise _refusal("dtypes", f"{dtype!r} of {name!r} is none of: {', '.join(DTYPES)}")
     sources: dict[str, ModelSource] = {}
-    for name, (family, folder) in families.items():
-        dtype = dtypes.get(name, settings.dtype)
+    for name, (family, weights) in families.items():
+        dtype, offload = dtypes.get(name, settings.dtype), name in settings.offload
         sources[name] = ModelSource(
-            partial(_load_registered, family, folder, dtype), weight_bytes(family, path=folder, dtype=dtype)
+            partial(_load_registered, family, weights, dtype, offload),
+            weight_bytes(family, path=weights, dtype=dtype),
         )
     return sources
 
 
-def _load_registered(family: str, folder: Path | None, dtype: str, device: str) -> WorldModel:
-    return load_model(family, path=folder, device=device, dtype=dtype)
+def _load_registered(family: str, weights: str | None, dtype: str, offload: bool, device: str) -> WorldModel:
+    return load_model(family, path=weights, device=device, dtype=dtype, offload=offload)
 
 
-def _parse_model(entry: str) -> tuple[str, str, Path | None]:
-    """Name, family and folder of ``NAME`` or ``NAME=FAMILY:FOLDER``."""
+def _parse_model(entry: str) -> tuple[str, str, str | None]:
+    """Name, family and weights of ``NAME``, ``NAME=FAMILY[:WEIGHTS]`` or ``FAMILY:WEIGHTS``."""
     name, equals, rest = (part.strip() for part in entry.partition("="))
-    family, colon, folder = (part.strip() for part in rest.partition(":"))
-    if not NAME.fullmatch(name) or (equals and not (colon and family and folder)):
+    if not equals and ":" in name:
+        rest, name = name, ""
+    family, colon, weights = (part.strip() for part in rest.partition(":"))
+    if colon and weights and not name and not equals:
+        name = PurePath(weights).name
+    if not NAME.fullmatch(name) or (equals and not family) or (colon and not weights):
         raise _refusal(
             "models",
-            f"{entry!r} is neither NAME nor NAME=FAMILY:FOLDER, with a name of at most 64 letters, digits, "
-            "dots, dashes and underscores",
+            f"{entry!r} is none of NAME, NAME=FAMILY, NAME=FAMILY:WEIGHTS and FAMILY:WEIGHTS, with a name of "
+            "at most 64 letters, digits, dots, dashes and underscores",
         )
     if name in (ALL, NONE):
         raise _refusal("models", f"no model can be called {name!r}; choose another name")
-    if not equals:
-        family = name
-    if family not in model_names():
-        hint = "" if equals else f", or say whose layout its folder has: {name}=FAMILY:FOLDER"
+    family = family or name
+    if family not in model_names() and not CLASS.fullmatch(family):
+        hint = "" if equals else f", or say whose layout its weights have: {name}=FAMILY:WEIGHTS"
         message = f"there is no model {family!r}; use one of: {', '.join(model_names())}{hint}"
         raise _refusal("models", message)
-    if folder and not Path(folder).is_dir():
-        raise _refusal("models", f"the folder {folder} of {name!r} does not exist")
-    return name, family, Path(folder) if folder else None
+    if weights and not HUB_ID.fullmatch(weights) and not Path(weights).is_dir():
+        raise _refusal("models", f"the folder {weights} of {name!r} does not exist")
+    return name, family, weights or None
 
 
 def _preloaded(settings: Settings, sources: Mapping[str, ModelSource]) -> set[str]:

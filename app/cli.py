@@ -224,7 +224,7 @@ def _add_serve(commands: Any) -> None:
         "--model",
         action="append",
         dest="models",
-        metavar="NAME[=FAMILY:FOLDER]",
+        metavar="NAME[=FAMILY[:WEIGHTS]]",
         help="model to serve, or a folder of weights in a family's layout; may be repeated",
     )
     parser.add_argument(

@@ -36,8 +36,9 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("doom",),
         min_length=1,
-        description="Models to serve: names of models that ship, or NAME=FAMILY:FOLDER for weights of a "
-        "folder in a family's layout.",
+        description="Models to serve: NAME of a family for its own weights, NAME=FAMILY:WEIGHTS for a folder "
+        "or a hub id in a family's layout, or FAMILY:WEIGHTS, named as those are. A family is one that comes "
+        "with the library or the import path of a class.",
     )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         ("all",),
@@ -65,6 +66,9 @@ class Settings(BaseSettings):
     )
     cuda_graphs: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names of the models whose backbone runs as CUDA graphs; they need a CUDA device."
+    )
+    offload: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of the models that keep on the host what is not in use, such as encoders."
     )
     model_memory_bytes: int = Field(
         0,
@@ -179,6 +183,7 @@ class Settings(BaseSettings):
         "dtypes",
         "compile",
         "cuda_graphs",
+        "offload",
         "audit_floors",
         mode="before",
     )

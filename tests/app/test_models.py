@@ -389,9 +389,10 @@ def test_a_model_that_is_waited_for_is_not_evicted() -> None:
     [
         ({"models": "quake"}, "models", "use one of: .*doom"),
         ({"models": "mine=quake:/tmp"}, "models", "'quake'"),
-        ({"models": "mine=doom"}, "models", "NAME=FAMILY:FOLDER"),
-        ({"models": "mine=:/tmp"}, "models", "NAME=FAMILY:FOLDER"),
-        ({"models": "=doom:/tmp"}, "models", "NAME=FAMILY:FOLDER"),
+        ({"models": "mine="}, "models", "NAME=FAMILY:WEIGHTS"),
+        ({"models": "mine=:/tmp"}, "models", "NAME=FAMILY:WEIGHTS"),
+        ({"models": "=doom:/tmp"}, "models", "NAME=FAMILY:WEIGHTS"),
+        ({"models": "doom:"}, "models", "NAME=FAMILY:WEIGHTS"),
         ({"models": "my model=doom:/tmp"}, "models", "letters"),
         ({"models": "all=doom:/tmp"}, "models", "'all'"),
         ({"models": "mine=doom:/no/such/folder"}, "models", "does not exist"),

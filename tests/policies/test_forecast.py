@@ -14,7 +14,7 @@ from worldcache.policies.replay import replay
 
 STEPS = 20
 SIGMAS = tuple(1 - step / STEPS for step in range(STEPS))
-SNR = log_snr(SIGMAS)
+SNR = log_snr(SIGMAS, tuple(1 - sigma for sigma in SIGMAS))
 LAYOUT = TokenLayout(("rgb", "depth"), (3, 2))
 
 Data = Callable[[int, Tensor], Tensor]
@@ -222,3 +222,55 @@ def test_parameters_out_of_bounds_are_refused(parameters: dict[str, float], para
 def test_a_budget_and_a_tolerance_together_are_refused():
     with pytest.raises(InvalidInput, match="not both"):
         make_policy("forecast", full_steps=7, tolerance=0.1)
+
+
+ANGLES = tuple(math.pi / 2 * (1 - step / STEPS) for step in range(STEPS))
+V_SCHEDULE = Schedule(
+    tuple(math.sin(angle) for angle in ANGLES), tuple(math.cos(angle) for angle in ANGLES), LAYOUT, "v"
+)
+"""Noise levels that keep the variance, from nothing but noise on."""
+
+
+def run_v(data: Data, noise: Tensor, **parameters: object) -> tuple[list[Tensor], str, list[Tensor]]:
+    """A sampler that adds noise of its own, with v-prediction: outputs, decisions and latents."""
+    policy, draws = make_policy("forecast", **parameters), torch.Generator().manual_seed(1)
+    state = policy.reset(V_SCHEDULE)
+    latent, used, decisions, latents = noise, [], "", []
+    for step, (alpha, sigma) in enumerate(zip(V_SCHEDULE.alphas, V_SCHEDULE.sigmas, strict=True)):
+        inputs = StepInput(lambda latent=latent: latent)
+        full = policy.should_compute(state, step, inputs)
+        if full:
+            output = (alpha * latent - data(step, latent)) / sigma
+            policy.plan(state, policy.learn(state, step, output, inputs).tolist())
+        else:
+            output = policy.predict(state, step, inputs)
+        used.append(output)
+        latents.append(latent)
+        decisions += "F" if full else "."
+        if step < STEPS - 1:  # an ancestral step: whatever D is at the next level, with fresh noise
+            clean = alpha * latent - sigma * output
+            fresh = torch.randn(noise.shape, generator=draws)
+            latent = V_SCHEDULE.alphas[step + 1] * clean + V_SCHEDULE.sigmas[step + 1] * fresh
+    return used, decisions, latents
+
+
+def test_v_prediction_is_exact_where_the_data_is_linear_in_log_snr(noise: Tensor):
+    slope, snr = torch.linspace(-1, 1, 20).view(5, 4), log_snr(V_SCHEDULE.sigmas, V_SCHEDULE.alphas)
+
+    def data(step: int, latent: Tensor) -> Tensor:
+        return slope * snr[step]
+
+    used, decisions, latents = run_v(data, noise, full_steps=4)
+    assert decisions.count("F") == 4 and decisions[0] == decisions[-1] == "F"
+    second = decisions.index("F", 1)
+    assert "." in decisions[second:]
+    for step in range(second, STEPS):
+        alpha, sigma, latent = V_SCHEDULE.alphas[step], V_SCHEDULE.sigmas[step], latents[step]
+        wanted = (alpha * latent - data(step, latent)) / sigma
+        torch.testing.assert_close(used[step], wanted)
+
+
+def test_v_prediction_needs_levels_that_keep_the_variance():
+    flow = Schedule(SIGMAS, tuple(1 - sigma for sigma in SIGMAS), LAYOUT, "v")
+    with pytest.raises(InvalidInput, match="v-prediction"):
+        make_policy("forecast").reset(flow)

@@ -13,8 +13,8 @@ EVEN = tuple(1 - step / 50 for step in range(50))
 def test_log_snr_is_finite_where_nothing_but_noise_is_left():
     # (1 - .75) / 4 stands in for the signal at sigma 1.
     expected = (math.log(0.0625), math.log(1 / 3), 0.0, math.log(3))
-    assert log_snr(FALLING) == pytest.approx(expected)
-    assert math.isfinite(log_snr((1.0,))[0])
+    assert log_snr(FALLING, tuple(1 - sigma for sigma in FALLING)) == pytest.approx(expected)
+    assert math.isfinite(log_snr((1.0,), (0.0,))[0])
 
 
 def test_a_step_keeps_its_share_of_the_latent_and_the_last_one_keeps_nothing():

@@ -49,7 +49,9 @@ class ChunkDenoiser:
         self._sampler = self.model.sampler(task.num_steps)
         self._guidance = self.model.guidance(task.guidance_scale, self._sampler)
         layout = replace(self._view.layout, branches=2 if self._guided else 1)
-        self._state = self.policy.reset(Schedule(self._sampler.sigmas, self._sampler.alphas, layout))
+        sampler = self._sampler
+        schedule = Schedule(sampler.sigmas, sampler.alphas, layout, sampler.prediction)
+        self._state = self.policy.reset(schedule)
         self._layout = layout
         self._errors = PredictionErrors(layout)
         self._decisions: list[str] = []

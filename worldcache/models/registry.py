@@ -98,6 +98,8 @@ def weight_bytes(name: str, *, path: str | Path | None = None, dtype: str = "flo
     """
     module, _ = _find(name)
     _check_dtype(dtype)
+    if path is None and name not in _LOADERS:
+        return 0
     package = Path(__file__).parents[1].joinpath(*module.split(".")[1:-1])
     folder = Path(path) if path is not None else package / "pretrained"
     try:

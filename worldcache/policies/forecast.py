@@ -65,7 +65,8 @@ class ForecastState(PolicyState):
         coordinate: log-SNR of each step.
         budget: the FULL steps of a budget; empty for a tolerance.
         slope: S, change of the data prediction per unit of log-SNR, ``[N, d]``; ``None`` at first.
-        correction: what the latent lacks, by the newest FULL output, ``[N, d]``.
+        correction: what the latent lacks, by the newest FULL output, ``[N, d]``; flow matching alone.
+        data: D0, the data prediction of the newest FULL output, ``[N, d]``; v-prediction alone.
         reached: log-SNR between the two newest FULL steps.
     """
 
@@ -73,6 +74,7 @@ class ForecastState(PolicyState):
     budget: tuple[int, ...] = ()
     slope: Tensor | None = None
     correction: Tensor | None = None
+    data: Tensor | None = None
     reached: tuple[float, float] = (0.0, 0.0)
 
 
@@ -88,6 +90,10 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
     ``delta`` is the corrector: when the next FULL output D arrives, the streak is gone through again with
     interpolation between D0 and D in place of extrapolation. What the latent lacks by that, the next
     predicted step adds.
+
+    With v-prediction ``D = alpha x - sigma y`` and ``u = log(alpha / sigma)``. Such samplers add noise or
+    are no Euler steps, so that the latent has to be looked at: a cached step returns
+    ``(alpha x - D0 - (u - u0) S) / sigma``, and nothing is corrected.
 
     A budget places its steps evenly in ``sigma^(1/spacing)``. With a tolerance, the error that the
     newest FULL output showed in the extrapolation to it, per modality, is scaled by
@@ -116,14 +122,16 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         """A fresh state.
 
         Raises:
-            InvalidInput: the schedule is not one of flow matching with falling noise levels.
+            InvalidInput: the schedule is neither one of flow matching nor one of v-prediction that keeps
+                the variance, or its noise levels do not fall.
         """
-        sigmas = schedule.sigmas
+        sigmas, power = schedule.sigmas, 1 if schedule.prediction == "flow" else 2
         falling = all(a > b for a, b in pairwise(sigmas))
-        flow = all(abs(a + s - 1) < 1e-4 for a, s in zip(schedule.alphas, sigmas, strict=True))
-        if not (falling and flow and 0 < sigmas[-1] and sigmas[0] <= 1):
+        whole = all(abs(a**power + s**power - 1) < 1e-4 for a, s in zip(schedule.alphas, sigmas, strict=True))
+        if not (falling and whole and 0 < sigmas[-1] and sigmas[0] <= 1):
             raise InvalidInput(
-                "policy 'forecast' needs flow matching: noise levels that fall from 1 at most to above 0",
+                "policy 'forecast' needs flow matching or v-prediction: noise levels that fall from 1 at "
+                "most to above 0",
                 param="sigmas",
             )
         full = self.config.full_steps
@@ -131,7 +139,7 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             schedule,
             History(depth=1),
             drift=0.0,
-            coordinate=log_snr(sigmas),
+            coordinate=log_snr(sigmas, schedule.alphas),
             budget=() if full is None else place(sigmas, full, self.config.spacing),
         )
 
@@ -142,17 +150,20 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             Per modality, the error of the extrapolation to ``step`` relative to the output's size;
             ``None`` while nothing could be extrapolated.
         """
+        data = None if state.schedule.prediction == "flow" else _data(state, step, output, inputs.latent())
         if not len(state.history):
+            state.data = data
             state.history.push(step, output)
             return None
         if not all(state.finite):
             state.slope = state.correction = None
         length = state.coordinate[step] - state.coordinate[state.newest]
-        change, slope = self._change(state, step, output), state.slope
+        change, slope = self._change(state, step, output, data), state.slope
         evidence = None
         if slope is not None:
             evidence = self._error(state, torch.sub(change, slope, alpha=length), output)
-        if self.config.correct:
+        state.data = data
+        if self.config.correct and data is None:
             state.correction = self._correction(state, step, change)
         state.reached = (length, length + state.reached[0])
         state.slope = change / length
@@ -190,12 +201,24 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         along = (moved - u[step] + u[state.newest]) / sigma
         return (1.0, along, (corrected - taken) / sigma)[: len(self.terms(state))]
 
-    def _change(self, state: ForecastState, step: int, output: Tensor) -> Tensor:
+    def predict(self, state: ForecastState, step: int, inputs: StepInput) -> Tensor:
+        if state.data is None:
+            return super().predict(state, step, inputs)
+        data = state.data
+        if state.slope is not None:
+            data = torch.add(data, state.slope, alpha=state.coordinate[step] - state.coordinate[state.newest])
+        sigma, alpha = state.schedule.sigmas[step], state.schedule.alphas[step]
+        return torch.sub(inputs.latent() * alpha, data).div_(sigma)
+
+    def _change(self, state: ForecastState, step: int, output: Tensor, data: Tensor | None) -> Tensor:
         """What the data prediction gained since the newest FULL step, D - D0.
 
-        The latent in both is the streak's own, so that only what moved it is left:
+        In flow matching the latent in both is the streak's own, so that only what moved it is left:
         ``sigma (y0 - y) + p S + q delta``.
         """
+        if data is not None:
+            assert state.data is not None
+            return data - state.data
         sigmas = state.schedule.sigmas
         moved, corrected = streak_terms(sigmas, state.coordinate, state.newest, step)
         change = torch.sub(state.history.outputs[0], output).mul_(sigmas[step])
@@ -228,3 +251,9 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         u, (short, long) = state.coordinate, state.reached
         ahead = u[step] - u[state.newest]
         return max(evidence) * ahead * (ahead + short) / (short * long)
+
+
+def _data(state: ForecastState, step: int, output: Tensor, latent: Tensor) -> Tensor:
+    """The data prediction of a v-prediction, ``alpha x - sigma y``."""
+    schedule = state.schedule
+    return torch.sub(latent * schedule.alphas[step], output, alpha=schedule.sigmas[step])

@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 
 
-def log_snr(sigmas: Sequence[float]) -> tuple[float, ...]:
-    """``log((1 - sigma) / sigma)`` of each step, finite and rising.
+def log_snr(sigmas: Sequence[float], alphas: Sequence[float]) -> tuple[float, ...]:
+    """``log(alpha / sigma)`` of each step, finite and rising.
 
-    Where sigma is 1 the signal counts as a quarter of what it is one step later.
+    Where there is no signal it counts as a quarter of what it is one step later.
     """
-    floor = (1 - sigmas[1]) / 4 if len(sigmas) > 1 else 1.0
-    return tuple(math.log(max(1 - sigma, floor) / sigma) for sigma in sigmas)
+    floor = alphas[1] / 4 if len(alphas) > 1 else 1.0
+    return tuple(math.log(max(alpha, floor) / sigma) for alpha, sigma in zip(alphas, sigmas, strict=True))
 
 
 def shrink(sigmas: Sequence[float], step: int) -> float:

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+Prediction: TypeAlias = Literal["flow", "v"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,14 @@ class Schedule:
         sigmas: noise level of each step, falling; one entry per denoise step.
         alphas: signal level of each step (``1 - sigma`` for flow matching).
         layout: the token layout of the outputs.
+        prediction: what outputs y are, given the latent x and the data prediction D: ``flow`` for
+            ``D = x - sigma y``, ``v`` for ``D = alpha x - sigma y``.
     """
 
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
     layout: TokenLayout
+    prediction: Prediction = "flow"
 
     @property
     def num_steps(self) -> int:
