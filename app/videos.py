@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from app.errors import ApiError
 from app.schemas import Body, RolloutBody, ShortText
 from app.store import RolloutRecord
-from worldcache.actions import DiscreteActionSpace
+from worldcache.actions import CameraPoseActionSpace, DiscreteActionSpace
 from worldcache.core import ModelInfo
 from worldcache.errors import InvalidInput
 
@@ -58,7 +58,7 @@ class VideoBody(Body):
     """A video request."""
 
     prompt: str | None = Field(
-        None, max_length=32_000, description="Kept with the video; models without text ignore it."
+        None, max_length=32_000, description="What is seen; models without text keep it and ignore it."
     )
     model: ShortText | None = Field(None, description="Id of a model; may be left out if there is only one.")
     seconds: float | None = Field(
@@ -175,7 +175,7 @@ def to_rollout(body: VideoBody, model: str, info: ModelInfo, *, max_frames: int)
     Raises:
         ApiError: 422; ``param`` names the field.
     """
-    frames = _horizon(body, body.fps or info.fps, max_frames)
+    frames = _horizon(body, body.fps or info.fps, max_frames, info)
     metadata = {}
     if body.prompt:
         metadata[PROMPT] = body.prompt[:MAX_METADATA]
@@ -187,6 +187,7 @@ def to_rollout(body: VideoBody, model: str, info: ModelInfo, *, max_frames: int)
             "model": model,
             "observation": _observation(body, info),
             "actions": _actions(body, info, frames),
+            "conditioning": {PROMPT: body.prompt} if body.prompt and PROMPT in info.conditioning else {},
             "num_inference_steps": body.num_inference_steps,
             "guidance_scale": body.guidance_scale,
             "seed": body.seed,
@@ -197,8 +198,12 @@ def to_rollout(body: VideoBody, model: str, info: ModelInfo, *, max_frames: int)
     )
 
 
-def _horizon(body: VideoBody, fps: float, max_frames: int) -> int:
-    """The number of frames, from the first of num_frames, seconds and actions that is given."""
+def _horizon(body: VideoBody, fps: float, max_frames: int, info: ModelInfo) -> int:
+    """The number of frames to generate, from the first of num_frames, seconds and actions that is given.
+
+    The video begins with the frames that the model shows of its observation. Seconds mean the nearest
+    length that the model can generate.
+    """
     exact = None if body.seconds is None else body.seconds * fps
     if body.num_frames is not None:
         source, exact_frames = "num_frames", float(body.num_frames)
@@ -208,14 +213,16 @@ def _horizon(body: VideoBody, fps: float, max_frames: int) -> int:
     elif exact is not None:
         source, exact_frames = "seconds", exact
     elif body.actions is not None:
-        source, exact_frames = "actions", float(len(body.actions))
+        source, exact_frames = "actions", float(len(body.actions) + info.observed_frames)
     else:
         source, exact_frames = "seconds", DEFAULT_SECONDS * fps
     if exact_frames > max_frames:
         message = f"{source}: {exact_frames:g} frames are too many; at most {max_frames}"
         raise ApiError(422, "too_many_frames", message, param=source)
-    frames = math.floor(exact_frames + 0.5)
-    if not frames:
+    frames = math.floor(exact_frames + 0.5) - info.observed_frames
+    if source == "seconds" and frames > 0 and info.chunk_lengths:
+        frames = min(info.chunk_lengths, key=lambda length: abs(length - frames))
+    if frames <= 0:
         raise _refused(source, f"{source}: shorter than one frame at {fps:g} fps")
     if body.actions is not None and len(body.actions) > frames:
         message = f"actions: {len(body.actions)} actions for a video of {frames} frames"
@@ -228,6 +235,8 @@ def _actions(body: VideoBody, info: ModelInfo, frames: int) -> list[JsonValue]:
         return body.actions + body.actions[-1:] * (frames - len(body.actions))
     if isinstance(info.action_space, DiscreteActionSpace):
         return [info.action_space.names[0]] * frames
+    if isinstance(info.action_space, CameraPoseActionSpace) and info.action_space.optional:
+        return [None] * frames
     raise ApiError(422, "missing_field", f"actions: model {info.id!r} needs them", param="actions")
 
 

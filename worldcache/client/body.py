@@ -58,12 +58,13 @@ class RolloutFields(TermFields, total=False):
     """What can be asked of a rollout.
 
     Attributes:
-        actions: one entry per frame, in the model's action space: names, indices, vectors or poses.
+        actions: one entry per frame, in the model's action space: names, indices, vectors or poses; or left
+            out, with a ``camera`` in ``conditioning``.
         deadline_ms: from the arrival of the request.
         priority: ``interactive``, ``standard`` or ``background``.
     """
 
-    actions: Required[Sequence[Any] | NDArray[Any]]
+    actions: Sequence[Any] | NDArray[Any] | None
     deadline_ms: float | None
     priority: str | None
 
@@ -85,7 +86,7 @@ def encode_rollout(fields: RolloutFields) -> bytes:
         TypeError: a field is unknown or missing.
         InvalidInput: no request can be made of a value.
     """
-    return _encode(dict(fields), "rollout", RolloutFields, ("model", "actions"))
+    return _encode(dict(fields), "rollout", RolloutFields, ("model",))
 
 
 def encode_session(fields: SessionFields) -> bytes:

@@ -6,10 +6,11 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from worldcache.client.errors import (
@@ -70,12 +71,14 @@ class Frame:
     Attributes:
         index: in the rollout.
         pictures: by modality.
+        matrices: of the modalities that are no pictures, such as camera poses.
     """
 
     id: int
     index: int
     chunk: int
     pictures: Mapping[str, Picture]
+    matrices: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -84,7 +87,7 @@ class Frame:
         Decoded when first asked for, which needs pillow. A map that was sent as JPEG is only a
         picture of it, uint8 ``[H, W, 3]``.
         """
-        return {name: picture.decode() for name, picture in self.pictures.items()}
+        return {name: picture.decode() for name, picture in self.pictures.items()} | dict(self.matrices)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def read_event(sent: ServerEvent, wrap: Callable[[Any], RolloutT]) -> Event[Roll
         if sent.name == "status":
             return Status(number, str(data["status"]), str(data["id"]))
         if sent.name == "frame":
-            return Frame(number, int(data["index"]), int(data["chunk"]), read_pictures(data))
+            index, chunk = int(data["index"]), int(data["chunk"])
+            return Frame(number, index, chunk, read_pictures(data), read_matrices(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnexpectedAnswer(f"this is no {sent.name} event: {sent.data[:200]}") from error
     if sent.name == "chunk":
@@ -141,6 +145,11 @@ def read_pictures(data: Mapping[str, Any]) -> dict[str, Picture]:
         for name, value in data.items()
         if isinstance(value, str) and value.startswith("data:")
     }
+
+
+def read_matrices(data: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The matrices of a frame, which are its lists, by modality: float32."""
+    return {name: np.array(value, np.float32) for name, value in data.items() if isinstance(value, list)}
 
 
 def ended_badly(code: str, message: str, rollout: RolloutData | None) -> RolloutError:

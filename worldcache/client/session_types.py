@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from worldcache.client.errors import UnexpectedAnswer
-from worldcache.client.events import Picture, read_pictures
+from worldcache.client.events import Picture, read_matrices, read_pictures
 from worldcache.client.exchange import read_answer
 from worldcache.client.types import ActionSpace, Answer, Problem, RolloutStats
 
@@ -81,10 +81,12 @@ class FrameSet:
     Attributes:
         indices: of the frames in their session.
         pictures: of each frame by modality.
+        matrices: of each frame, of the modalities that are no pictures.
     """
 
     indices: tuple[int, ...]
     pictures: tuple[Mapping[str, Picture], ...]
+    matrices: tuple[Mapping[str, NDArray[Any]], ...]
 
     @cached_property
     def frames(self) -> dict[str, NDArray[Any]]:
@@ -93,8 +95,11 @@ class FrameSet:
         Decoded when first asked for, which needs pillow. A map that was sent as JPEG is only a picture of it,
         uint8 ``[F, H, W, 3]``. Empty if no frames were asked for.
         """
-        names = self.pictures[0] if self.pictures else ()
-        return {name: np.stack([pictures[name].decode() for pictures in self.pictures]) for name in names}
+        if not self.pictures:
+            return {}
+        pictures, matrices = self.pictures, self.matrices
+        shown = {name: np.stack([frame[name].decode() for frame in pictures]) for name in pictures[0]}
+        return shown | {name: np.stack([frame[name] for frame in matrices]) for name in matrices[0]}
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,12 @@ def read_step(data: Any) -> Step:
         UnexpectedAnswer: it is something else.
     """
     try:
-        indices, pictures = _read_frames(data["frames"])
+        shown = _read_frames(data["frames"])
         session_id, stats = str(data["session_id"]), data["stats"]
         step_id, committed = int(data["step_id"]), int(data["committed_step_id"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnexpectedAnswer(f"this is no step: {str(data)[:200]}") from error
-    return Step(indices, pictures, session_id, step_id, committed, read_answer(StepStats, stats))
+    return Step(*shown, session_id, step_id, committed, read_answer(StepStats, stats))
 
 
 def read_plan(data: Any) -> Plan:
@@ -173,6 +178,10 @@ def _read_branch(data: Mapping[str, Any]) -> Branch:
 
 def _read_frames(
     frames: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[int, ...], tuple[Mapping[str, Picture], ...]]:
-    """Their indices and their pictures."""
-    return tuple(int(frame["index"]) for frame in frames), tuple(read_pictures(frame) for frame in frames)
+) -> tuple[tuple[int, ...], tuple[Mapping[str, Picture], ...], tuple[Mapping[str, NDArray[Any]], ...]]:
+    """Their indices, their pictures and their matrices."""
+    return (
+        tuple(int(frame["index"]) for frame in frames),
+        tuple(read_pictures(frame) for frame in frames),
+        tuple(read_matrices(frame) for frame in frames),
+    )

@@ -101,12 +101,13 @@ class RolloutData(Answer):
 
 
 class ModalityDescription(Answer):
-    """One kind of picture that a model generates, its unit, and the largest value to expect."""
+    """One kind of picture (or matrix) that a model generates, its unit, and the largest value to expect."""
 
     name: str
     channels: int
     unit: str
     high: float
+    picture: bool = True
 
 
 class Resolution(Answer):
@@ -149,6 +150,10 @@ class ModelDescription(Answer):
     fps: float | None = None
     context_frames: int | None = None
     chunk_frames: int | None = None
+    chunk_lengths: tuple[int, ...] | None = None
+    observed_frames: int | None = None
+    conditioning: Mapping[str, Any] | None = None
+    tasks: Mapping[str, Any] | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     starts: tuple[str, ...] | None = None
@@ -156,6 +161,7 @@ class ModelDescription(Answer):
     default_preset: str | None = None
     auto_preset: str | None = None
     licence: str | None = None
+    notice: str | None = None
 
 
 class PolicyDescription(Answer):
