@@ -109,7 +109,7 @@ class ToyWorldModel(WorldModel):
         values = [
             self.gain * row.timestep / 1000 + (0 if row.unconditional else row.condition[0]) for row in rows
         ]
-        return torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 4, CHUNK, *SIZE).clone()
+        return torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, *rows[0].latent.shape).clone()
 
     def modulated_input(self, row: Row) -> Tensor:
         """The latent plus the noise level, as a hand can work out."""

@@ -266,7 +266,7 @@ def test_steps_are_refused_by_field(
         ({"output": {"modalities": ["sound"]}}, 422, "unknown_modality", "output.modalities.0"),
         ({"actions": [1]}, 422, "unknown_field", "actions"),
         ({"stream": True}, 422, "unknown_field", "stream"),
-        ({"conditioning": {"prompt": "x"}}, 422, "not_supported", "conditioning"),
+        ({"conditioning": {"prompt": "x"}}, 422, "not_supported", "conditioning.prompt"),
         ({"snapshot": {}}, 422, "missing_field", "snapshot.model"),
     ],
 )

@@ -120,9 +120,10 @@ def test_a_bad_field_is_named(
     assert error["request_id"] == response.headers["x-request-id"]
 
 
-def test_fields_that_are_not_served_yet_are_named_in_the_message(client: httpx.Client) -> None:
-    response = client.post("/v1/rollouts", json=rollout_body(conditioning={"a": 1}))
-    assert "conditioning" in response.json()["error"]["message"]
+def test_unknown_conditioning_is_named_in_the_message(client: httpx.Client) -> None:
+    error = client.post("/v1/rollouts", json=rollout_body(conditioning={"a": 1})).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", "conditioning.a")
+    assert "'a'" in error["message"]
 
 
 @pytest.mark.parametrize(
