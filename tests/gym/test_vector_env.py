@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,9 @@ from gymnasium.vector import AutoresetMode
 from tests.app.conftest import serving
 from tests.gym.conftest import Make, sessions
 from tests.toy import ToyWorldModel
-from worldcache.client import Client, InvalidInput, StepsFailed
+from worldcache.client import Client, ConnectionFailed, InvalidInput, StepsFailed
+from worldcache.client.gym.vector_env import WorldVectorEnv
+from worldcache.client.gym.world import World
 
 
 @contextmanager
@@ -117,6 +120,46 @@ def test_the_same_step_begins_what_has_ended(make: Make) -> None:
     assert np.array_equal(seen[1], first)
     assert np.array_equal(infos["frames"][1], info["frames"])
     assert [session.num_frames for session in worlds.sessions] == [8, 4]
+
+
+def test_same_step_is_finished_by_the_next_call_if_no_episode_could_follow(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = make(num_envs=2, autoreset_mode="SameStep", reward=last_action_ends)
+    worlds.reset(seed=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(World, "open", lambda *_: (_ for _ in ()).throw(ConnectionFailed("no")))
+        with pytest.raises(ConnectionFailed):
+            worlds.step([0, 3])
+    _, rewards, terminated, _, infos = worlds.step([0, 3])
+    assert (rewards.tolist(), terminated.tolist()) == ([1.0, 1.0], [False, True])
+    assert infos["_final_obs"].tolist() == [False, True]
+    assert [session.num_frames for session in worlds.sessions] == [8, 4]
+    assert not worlds.step([0, 0])[2].any()
+
+
+def test_a_reward_that_raises_takes_every_step_back(make: Make) -> None:
+    def picky(seen: Any, action: Any, frames: Any) -> float:
+        if action == 3:
+            raise ArithmeticError("no reward for that")
+        return 1.0
+
+    worlds = make(num_envs=2, reward=picky)
+    worlds.reset(seed=0)
+    with pytest.raises(ArithmeticError):
+        worlds.step([0, 3])
+    assert [session.num_frames for session in worlds.sessions] == [4, 4]
+    assert worlds.step([0, 0])[1].tolist() == [1.0, 1.0]
+
+
+def test_sessions_of_forgotten_environments_are_closed(make: Make, server: httpx.Client) -> None:
+    with Client(str(server.base_url)) as client:
+        worlds = WorldVectorEnv("toy", 2, client=client, num_inference_steps=2)
+        worlds.reset(seed=0)
+        assert len(sessions(server)) == 2
+        del worlds
+        gc.collect()
+        assert sessions(server) == []
 
 
 def test_without_autoreset_the_caller_says_which_begin_anew(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -59,8 +60,8 @@ class WorldEnv(gymnasium.Env[Any, Any]):
         self.action_space = self._world.action_space
         self.metadata = {**self.metadata, "render_fps": self._world.steps_per_second}
         self.render_mode = render_mode
-        self._episode: Episode | None = None
-        self._closed = False
+        self._stage = _Stage(self._world)
+        self._finalize = weakref.finalize(self, self._stage.close)
 
     @property
     def model(self) -> ModelDescription:
@@ -91,18 +92,19 @@ class WorldEnv(gymnasium.Env[Any, Any]):
         Returns:
             The last of the first frames; ``info`` as of a step, and the session's ``seed``.
         """
-        if self._closed:
+        if not self._finalize.alive:
             raise ClosedEnvironmentError("this environment is closed; make another one")
         super().reset(seed=seed)
-        self._leave()
+        self._stage.leave()
         episode = Episode(self._world, self._world.open(self.np_random, options))
         try:
             step = episode.session.step(episode.sent(None))
+            begun = episode.judge(None, step)
         except BaseException:
             episode.close()
             raise
-        self._episode = episode
-        begun = episode.advance(None, step)
+        episode.advance(begun, step)
+        self._stage.episode = episode
         return begun.observation, begun.info
 
     def step(self, action: Any) -> Transition:
@@ -116,6 +118,7 @@ class WorldEnv(gymnasium.Env[Any, Any]):
         Raises:
             InvalidInput: the action is outside the space.
             ApiError, ConnectionFailed: there was no step; it may be repeated.
+            Exception: whatever ``reward`` raised; the step was taken back.
         """
         episode = self._running()
         try:
@@ -124,7 +127,13 @@ class WorldEnv(gymnasium.Env[Any, Any]):
             if error.code not in ENDINGS:
                 raise
             return episode.truncate(error.code)
-        return episode.advance(action, step)
+        try:
+            transition = episode.judge(action, step)
+        except BaseException:
+            episode.undo(step)
+            raise
+        episode.advance(transition, step)
+        return transition
 
     def render(self) -> Any:
         """What was last seen, uint8 ``[H, W, 3]``; ``None`` without a render mode."""
@@ -132,20 +141,35 @@ class WorldEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Close the session, and the connections if they are its own."""
-        if not self._closed:
-            self._closed = True
-            self._leave()
-            self._world.close()
+        self._finalize()
 
     def _running(self) -> Episode:
-        if self._episode is None:
+        if self._stage.episode is None:
             raise ResetNeeded("there is no episode; call reset first")
-        return self._episode
+        return self._stage.episode
 
-    def _leave(self) -> None:
-        if self._episode is not None:
-            self._episode.close()
-            self._episode = None
+
+class _Stage:
+    """What has to be closed when an environment is, also one that nobody refers to any more.
+
+    Args:
+        world: of the environment.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.episode: Episode | None = None
+
+    def leave(self) -> None:
+        """Close the episode."""
+        if self.episode is not None:
+            self.episode.close()
+            self.episode = None
+
+    def close(self) -> None:
+        """Close everything."""
+        self.leave()
+        self._world.close()
 
 
 def check_render_mode(render_mode: str | None) -> None:

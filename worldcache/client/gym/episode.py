@@ -69,8 +69,11 @@ class Episode:
         """
         return [self._world.encode(action) if self.begun else self._world.reset_action]
 
-    def advance(self, action: Any, step: Step) -> Transition:
-        """A step was taken. What the first one shows is what the episode begins with."""
+    def judge(self, action: Any, step: Step) -> Transition:
+        """What a step that was taken comes to; the episode stays as it is until :meth:`advance`.
+
+        What the first one shows is what the episode begins with.
+        """
         frames = self._world.pictures(step)
         reward, terminated = 0.0, False
         info: dict[str, Any] = {"frames": frames, "stats": _stats(step)}
@@ -80,10 +83,17 @@ class Episode:
             result = self._world.config.reward(self._observation, action, frames)
             value, over = result if isinstance(result, tuple) else (result, False)
             reward, terminated = float(value), bool(over)
-        self._observation, self.last_step = _last(frames), step
-        self.length += 1
-        self.ended = terminated
         return Transition(_last(frames), reward, terminated, False, info)
+
+    def advance(self, transition: Transition, step: Step) -> None:
+        """Go on to what a step has come to."""
+        self._observation, self.last_step = _copy(transition.observation), step
+        self.length += 1
+        self.ended = transition.terminated
+
+    def undo(self, step: Step) -> None:
+        """Take a step back that was taken, but not gone on to."""
+        self.session.rewind(step.indices[0])
 
     def truncate(self, code: str) -> Transition:
         """The server takes no more steps of it; what was last seen stays."""

@@ -12,7 +12,6 @@ from worldcache.client.errors import StepsFailed
 from worldcache.client.gym.episode import ENDINGS, Episode, Transition
 from worldcache.client.gym.world import World
 from worldcache.client.session_types import Step
-from worldcache.client.sync_sessions import Session
 from worldcache.client.types import Problem
 
 
@@ -71,6 +70,7 @@ class EpisodeGroup:
         Raises:
             StepsFailed: not all could be taken, so none was.
             ApiError, ConnectionFailed: none was.
+            Exception: whatever the caller's ``reward`` raised; none was.
         """
         return self._take(self.running(), actions)
 
@@ -91,15 +91,24 @@ class EpisodeGroup:
             if not all(_is_usable(*pair) for pair in zip(episodes, results, strict=True)):
                 _undo(episodes, results)
                 raise
+        try:
+            judged = [
+                episode.judge(action, result) if isinstance(result, Step) else None
+                for episode, action, result in zip(episodes, actions, results, strict=True)
+            ]
+        except BaseException:
+            _undo(episodes, results)
+            raise
         return [
-            self._advance(episode, action, result)
-            for episode, action, result in zip(episodes, actions, results, strict=True)
+            self._advance(episode, result, transition)
+            for episode, result, transition in zip(episodes, results, judged, strict=True)
         ]
 
-    def _advance(self, episode: Episode, action: Any, result: Step | Problem) -> Transition:
+    def _advance(self, episode: Episode, result: Step | Problem, transition: Transition | None) -> Transition:
         if isinstance(result, Problem):
             return episode.truncate(result.code)
-        transition = episode.advance(action, result)
+        assert transition is not None
+        episode.advance(transition, result)
         if self._max_length is not None and episode.length >= self._max_length:
             episode.ended = True
             return transition._replace(truncated=True)
@@ -120,5 +129,4 @@ def _undo(episodes: Sequence[Episode], results: Sequence[Step | Problem]) -> Non
     """Take back the steps that were taken."""
     for episode, result in zip(episodes, results, strict=True):
         if isinstance(result, Step):
-            session: Session = episode.session
-            session.rewind(session.num_frames - session.frames_per_step)
+            episode.undo(result)

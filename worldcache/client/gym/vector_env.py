@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from worldcache.client.errors import InvalidInput
 from worldcache.client.gym.config import WorldConfig, WorldFields
 from worldcache.client.gym.env import RENDER_MODES, check_render_mode
+from worldcache.client.gym.episode import Transition
 from worldcache.client.gym.group import EpisodeGroup
 from worldcache.client.gym.world import World
 from worldcache.client.session_types import Step
@@ -80,6 +82,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         }
         self._group = EpisodeGroup(self._world, num_envs, max_episode_steps)
         self._observations: list[Any] = [None] * num_envs
+        self._taken: list[Transition] | None = None
+        self._finalize = weakref.finalize(self, _close, self._group, self._world)
         self.closed = False
 
     @property
@@ -119,6 +123,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         for index in chosen:
             if (value := seeds[index]) is not None:
                 self._group.seed(index, value)
+        self._taken = None
         infos = self._begin({index: each[index] for index in chosen}, {})
         return self._batch(), infos
 
@@ -133,26 +138,31 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Raises:
             InvalidInput: an action is outside the space.
-            StepsFailed, ApiError, ConnectionFailed: no environment took a step; it may be repeated.
+            StepsFailed, ApiError, ConnectionFailed: no environment took a step, or with ``SameStep`` the
+                episodes that follow could not be begun; call it again, which takes no step twice.
         """
         chosen = list(iterate(self.action_space, actions))
         if len(chosen) != self.num_envs:
             raise InvalidInput(f"actions must have {self.num_envs} entries, not {len(chosen)}")
         for action in chosen:
             self._world.encode(action)
-        self._follow()
-        transitions = self._group.step(chosen)
+        if self._taken is None:
+            self._follow()
+            self._taken = self._group.step(chosen)
+        transitions = self._taken
         infos: dict[str, Any] = {}
-        for index, (episode, transition) in enumerate(zip(self._group.running(), transitions, strict=True)):
+        followed: dict[int, Mapping[str, Any]] = {}
+        for index, transition in enumerate(transitions):
             self._observations[index] = transition.observation
-            if not (episode.ended and self._mode is AutoresetMode.SAME_STEP):
+            ended = transition.terminated or transition.truncated
+            if not (ended and self._mode is AutoresetMode.SAME_STEP):
                 infos = self._add_info(infos, transition.info, index)
             else:
                 final = {"final_obs": transition.observation, "final_info": transition.info}
                 infos = self._add_info(infos, final, index)
-        if self._mode is AutoresetMode.SAME_STEP:
-            ended = [index for index, episode in enumerate(self._group.running()) if episode.ended]
-            infos = self._begin({index: {} for index in ended}, infos)
+                followed[index] = {}
+        infos = self._begin(followed, infos)
+        self._taken = None
         return (
             self._batch(),
             np.array([transition.reward for transition in transitions], np.float64),
@@ -167,8 +177,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def close_extras(self, **_: Any) -> None:
         """Close the sessions, and the connections if they are its own."""
-        self._group.close()
-        self._world.close()
+        self._finalize()
 
     def _follow(self) -> None:
         """Open the episodes that follow those that have ended, which this step is to begin."""
@@ -220,6 +229,11 @@ class WorldVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         if len(chosen) < self.num_envs:
             self._group.running()
         return chosen
+
+
+def _close(group: EpisodeGroup, world: World) -> None:
+    group.close()
+    world.close()
 
 
 def _read_mode(mode: str | AutoresetMode) -> AutoresetMode:
