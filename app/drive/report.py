@@ -24,8 +24,8 @@ def as_markdown(findings: Findings, checks: Sequence[Check]) -> str:
         "",
         f"A step takes {_ms(compute.p50)} ms to denoise and decode (median of {compute.count} over HTTP with "
         f"nothing else going on; p95 {_ms(compute.p95)}). From sending an action to the first picture that "
-        "shows it, as the client measures it; `of a step` is over that median. The server's time is from the "
-        "action's arrival until that picture is sent.",
+        "shows it, as the client measures it; `of a step` is over the same percentile of that. The server's "
+        "time is from the action's arrival until that picture is sent.",
         "",
         *_latencies(findings, {"lock-step": findings.lockstep, "free": findings.free}),
         "## Frame rate",
@@ -57,7 +57,7 @@ def _latencies(findings: Findings, drives: Mapping[str, Drive]) -> list[str]:
             str(drive.frames),
             str(drive.actions),
             *(_ms(value) for value in (drive.client.p50, drive.client.p95, drive.client.p99)),
-            *(f"{findings.ratio(value):.3f}" for value in (drive.client.p50, drive.client.p95)),
+            *(f"{ratio:.3f}" for ratio in findings.ratios(drive)),
             *(_ms(value) for value in (drive.server.p50, drive.server.p95, drive.server.p99)),
             f"{drive.frames_per_second:.1f}",
         ]

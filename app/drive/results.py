@@ -112,9 +112,12 @@ class Findings:
             "together, free": self.together[1],
         }
 
-    def ratio(self, seconds: float) -> float:
-        """A time over the compute of one step."""
-        return seconds / self.compute.p50
+    def ratios(self, drive: Drive) -> tuple[float, float]:
+        """Action to frame over the compute of one step: median over median, and p95 over p95.
+
+        Like over like, as a machine with other work makes some steps slow whoever waits for them.
+        """
+        return drive.client.p50 / self.compute.p50, drive.client.p95 / self.compute.p95
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""

@@ -65,7 +65,7 @@ def add_loadtest(commands: Any) -> None:
         "--overload",
         type=above_0,
         dest="overload_seconds",
-        help="seconds at twice the sustainable rate (default: 120)",
+        help="seconds at twice the sustainable rate (default: 900)",
     )
     parser.add_argument("--cancellations", type=positive, help="rollouts to cancel (default: 1000)")
     parser.add_argument("--calls", type=positive, help="backbone calls of each size (default: 15)")

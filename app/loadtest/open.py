@@ -16,7 +16,7 @@ from app.loadtest.work import PolicyChoice, deal
 
 SETTLED = 0.25
 """Share of the time that passes before throughput is looked at."""
-HEAP_SETTLED = 0.5
+HEAP_SETTLED = 0.6
 """And before memory is: the heap keeps what is freed, and grows until it has held the most there can be."""
 
 
@@ -112,7 +112,7 @@ def summarise(answers: Sequence[Answer], traffic: Traffic, start: float, late: f
 
 
 def summarise_memory(samples: Sequence[tuple[float, float]], seconds: float) -> Memory | None:
-    """How memory went during ``seconds`` of load, in its second half; ``None`` without samples."""
+    """How memory went during ``seconds`` of load, once the heap has settled; ``None`` without samples."""
     settled = [(at, level) for at, level in samples if HEAP_SETTLED * seconds <= at <= seconds]
     if not settled:
         return None

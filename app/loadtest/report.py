@@ -196,7 +196,7 @@ def _overload(findings: Findings) -> list[str]:
         lines += [f"Lost: {lost}.", ""]
     if memory is not None:
         lines += [
-            f"Memory in the second half: {memory.level:.1f} MiB, {memory.growth:+.2f} MiB a minute, "
+            f"Memory in the last two fifths: {memory.level:.1f} MiB, {memory.growth:+.2f} MiB a minute, "
             f"{memory.range:.1f} MiB between the highest and the lowest of the samples.",
             "",
         ]

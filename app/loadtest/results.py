@@ -179,10 +179,10 @@ class Memory:
 
     Attributes:
         samples: pairs of seconds and MiB.
-        growth: of the straight line through the samples of the second half, MiB a minute.
-        range: highest less lowest sample of the second half.
-        level: mean of the second half.
-        minutes: the second half.
+        growth: of the straight line through the samples of the last two fifths, MiB a minute.
+        range: highest less lowest sample of the last two fifths.
+        level: mean of the last two fifths.
+        minutes: the last two fifths.
     """
 
     samples: Sequence[tuple[float, float]]

@@ -56,7 +56,7 @@ class Plan:
     share: float = 0.7
     steady_seconds: float = 60.0
     overload: float = 2.0
-    overload_seconds: float = 600.0
+    overload_seconds: float = 900.0
     cancellations: int = 1000
     memory_every: float = 1.0
 
