@@ -6,7 +6,7 @@ so that solvers differ in nothing but how they step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class MultistepSampler:
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
         self.deltas: tuple[float, ...] | None = None
+        self.prediction: Literal["flow", "v"] = "flow"
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]
