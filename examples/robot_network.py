@@ -2,8 +2,8 @@
 
 Nothing is trained here: it is told where the robot is in each frame and draws what it expects to see, by a
 camera with some grain. It is a denoiser all the same: it expects the grain that the noisy latent suggests,
-and outlines are the blurrier the noisier it is, as a trained network's are. So its velocity changes from step to
-step, not linearly, and what a cache predicts is close to it and not equal.
+and outlines are the blurrier the noisier it is. So its velocity changes from step to step, not linearly, as a
+trained network's does, and what a cache predicts is close to it and not equal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,22 @@ from worldcache.core import Frames
 from worldcache.errors import InvalidInput, UnknownName
 
 CPU = torch.device("cpu")
+VOYAGER = {
+    "transformer": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_refiner_layers": 1,
+        "text_embed_dim": 8,
+        "pooled_projection_dim": 6,
+        "rope_axes_dim": (4, 6, 6),
+    },
+    "vae": {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2},
+    "world": {"resolution": (32, 48), "frames": 5},
+}
+"""Voyager with frames of 32x48 pixels."""
+
 PATTERNS = (Pattern("short", warmup=3, streak=2),)
 
 
@@ -48,6 +66,23 @@ def test_the_published_patterns(model: str, decisions: list[str]) -> None:
     report = measure(model, subject, device=CPU, dtype=torch.float32)
     assert [line.decisions for line in report.lines] == ["F" * 50, *decisions]
     assert report.lines[0].speed_up == 1.0 and report.lines[0].share_of_ideal == 1.0
+
+
+@pytest.mark.parametrize("name", ["aether", "voyager"])
+def test_the_models_themselves_at_a_tiny_size(name: str) -> None:
+    """What the table of subjects says of each fits it: task, depth, actions, guidance."""
+    world = pytest.importorskip(f"worldcache.models.{name}.world", exc_type=ModuleNotFoundError)
+    family = getattr(world, f"{name.capitalize()}WorldModel")
+    configs = importlib.import_module(f"tests.models.{name}.tiny").CONFIGS if name == "aether" else VOYAGER
+    subject = replace(
+        SUBJECTS[name],
+        make=lambda device, dtype, seed: family.random(
+            device=device, dtype=dtype, seed=seed, configs=configs
+        ),
+    )
+    report = measure(name, subject, device=CPU, dtype=torch.float32, num_steps=12)
+    full, patterned = report.lines[0].decisions, [line.decisions for line in report.lines[1:]]
+    assert full == "F" * 12 and all("." in decisions and len(decisions) == 12 for decisions in patterned)
 
 
 def test_a_chunk_is_divided_into_its_parts() -> None:
