@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,18 @@ def test_gymnasium_drives_it(server: httpx.Client) -> None:
     env.step(env.action_space.sample())
     env.step(env.action_space.high)
     env.close()
+
+
+def test_the_page_shows_what_works(server: httpx.Client, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/own-model.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(code.replace("http://127.0.0.1:8000", str(server.base_url)), {})
+    assert "(32, 64, 64, 3)" in capsys.readouterr().out
+    (sent,) = re.findall(r"-d '(.*?)'", text, re.DOTALL)
+    assert server.post("/v1/rollouts", json=json.loads(sent)).status_code == 200
+    (shown,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert RobotWorldModel().info.action_space.describe() == json.loads(shown)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
