@@ -20,6 +20,10 @@ MOST_POSE = 1e6
 """Largest number in a pose; nothing in a scene is farther away than that."""
 
 
+ROUNDING = 2.0**-23
+"""How far a number may exceed a bound, relative to it, as it may have been rounded to float32."""
+
+
 class ActionSpace(ABC):
     """What a model can be told to do in one frame."""
 
@@ -69,6 +73,8 @@ class DiscreteActionSpace(ActionSpace):
 class BoxActionSpace(ActionSpace):
     """A vector a frame, each of whose numbers lies between two bounds, as a robot's joints or wheels.
 
+    A number that exceeds its bound by the rounding of float32 alone becomes the bound.
+
     Attributes:
         low, high: bounds of each number, in the unit that the model's description gives.
         names: what each number is.
@@ -103,9 +109,9 @@ class BoxActionSpace(ActionSpace):
                 f"an action is {len(self.names)} numbers: {', '.join(self.names)}", param=param
             )
         for name, number, low, high in zip(self.names, numbers, self.low, self.high, strict=True):
-            if not low <= number <= high:
+            if not low - abs(low) * ROUNDING <= number <= high + abs(high) * ROUNDING:
                 raise InvalidInput(f"{name} must be {low:g} to {high:g}, not {number:g}", param=param)
-        return numbers
+        return tuple(map(_clamp, numbers, self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,10 @@ def _numbers(value: object, count: int) -> tuple[float, ...] | None:
     except OverflowError:  # an integer of hundreds of digits
         return None
     return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _clamp(number: float, low: float, high: float) -> float:
+    return min(max(number, low), high)
 
 
 def _is_rotation(rows: Sequence[Sequence[float]]) -> bool:
