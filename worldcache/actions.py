@@ -19,6 +19,9 @@ ORTHONORMAL = 1e-2
 MOST_POSE = 1e6
 """Largest number in a pose; nothing in a scene is farther away than that."""
 
+NO_KEY = "none"
+"""The action of a frame in which no key is held."""
+
 
 ROUNDING = 2.0**-23
 """How far a number may exceed a bound, relative to it, as it may have been rounded to float32."""
@@ -157,6 +160,58 @@ class CameraPoseActionSpace(ActionSpace):
         if not _is_rotation([row[:3] for row in pose[:3]]):
             raise InvalidInput("the upper left 3x3 numbers of a pose must be a rotation", param=param)
         return tuple((row[0], row[1], row[2], row[3]) for row in pose)
+
+
+@dataclass(frozen=True)
+class CameraOrKeysActionSpace(CameraPoseActionSpace):
+    """Which keys are held in a frame, or where the camera is; all actions of a request are of one kind.
+
+    Keys are given as one name: their letters, in any order, as ``w`` or ``jw``; ``none`` stands for no key.
+    Poses are in the coordinates of the observation's camera.
+
+    Attributes:
+        keys: the letters that there are.
+    """
+
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.keys or any(len(key) != 1 for key in self.keys):
+            raise ValueError("keys must be single letters, at least one")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "type": "camera_or_keys",
+            "keys": list(self.keys),
+            "no_key": NO_KEY,
+            "origin": "the observation's camera",
+        }
+
+    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[Any, ...]:
+        """Poses, or names of keys whose letters are sorted and differ."""
+        by_keys = bool(actions) and isinstance(actions[0], str)
+        for i, action in enumerate(actions):
+            if isinstance(action, str) != by_keys:
+                raise InvalidInput(
+                    "the actions of a request are all names of keys, or all poses", param=f"{param}.{i}"
+                )
+        if not by_keys:
+            return super().parse(actions, param=param)
+        return tuple(self._name(str(action), f"{param}.{i}") for i, action in enumerate(actions))
+
+    def _name(self, action: str, param: str) -> str:
+        if action == NO_KEY:
+            return action
+        unknown = sorted(set(action) - set(self.keys))
+        if unknown or not action:
+            told = f"there is no key {unknown[0]!r}" if unknown else "an action without a letter"
+            raise InvalidInput(
+                f"{told}: name the keys that are held, of {', '.join(self.keys)}, or {NO_KEY!r}",
+                param=param,
+                code="unknown_action",
+            )
+        return "".join(sorted(set(action)))
 
 
 def _numbers(value: object, count: int) -> tuple[float, ...] | None:

@@ -45,10 +45,15 @@ class FlowMatchSampler:
     Args:
         scheduler: a ``FlowMatchEulerDiscreteScheduler`` of this chunk's own; its step counter is set to 0.
         num_steps: denoise steps, at least 1.
+        own_levels: whether the levels are those that the scheduler chooses by itself, from its largest to
+            its smallest.
     """
 
-    def __init__(self, scheduler: Any, num_steps: int) -> None:
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist())
+    def __init__(self, scheduler: Any, num_steps: int, *, own_levels: bool = False) -> None:
+        if own_levels:
+            scheduler.set_timesteps(num_steps)
+        else:
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist())
         scheduler.set_begin_index(0)
         self.prediction: Literal["flow", "v"] = "flow"
         self._scheduler = scheduler
