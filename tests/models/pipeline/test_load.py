@@ -11,6 +11,8 @@ import diffusers
 import pytest
 import torch
 
+from app.catalogue import read_catalogue
+from app.settings import Settings
 from tests.models.pipeline.tiny import FRAMES, SIZE, STEPS, WORLD, wan
 from tests.pipelines.cases import cogvideox, flow, sd3
 from worldcache.errors import ModelLoadError
@@ -78,6 +80,12 @@ def test_frame_counts() -> None:
 def test_by_the_name_of_the_family(folders: dict[str, Path]) -> None:
     model = load_model("diffusers", path=folders["wan"], offload=True)  # which means nothing on a CPU
     assert isinstance(model, PipelineWorldModel)
+
+
+def test_by_a_servers_settings(folders: dict[str, Path]) -> None:
+    (entry,) = read_catalogue(Settings(models=(f"tiny=diffusers:{folders['cogvideox']}",)))
+    assert entry.weight_bytes > 0
+    assert entry.load().info.id == "tiny"
 
 
 def test_measured_presets_and_calibrations(copied: Path) -> None:

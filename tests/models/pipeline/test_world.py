@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 import worldcache
 from tests.engine.listening import Listener, finish, submit
-from tests.models.pipeline.tiny import FRAMES, SHORT, SIZE, STEPS, picture
+from tests.models.pipeline.tiny import FRAMES, OTHERS, SHORT, SIZE, STEPS, picture, save
 from worldcache.core import UNCONDITIONED, Conditioning, Observation
 from worldcache.engine.engine import Engine, Tick
 from worldcache.engine.rollout import RolloutRequest
 from worldcache.errors import InvalidInput, RolloutFailed, UnknownName
 from worldcache.models.base import ChunkTask, Denoiser
+from worldcache.models.pipeline.facts import read_facts
 from worldcache.models.pipeline.world import PipelineWorldModel
 from worldcache.policies.registry import make_policy
 from worldcache.sampler import chunk_generator
@@ -124,6 +126,26 @@ def test_with_a_cache_it_is_what_enable_makes_of_the_pipeline(
     assert torch.equal(call(plain), uncached)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_of_pipelines(name: str, tmp_path: Path) -> None:
+    folder = save(name, tmp_path / name)
+    model = PipelineWorldModel.load(folder, device=torch.device("cpu"), dtype=torch.float32)
+    plain = DiffusionPipeline.from_pretrained(folder)
+    model.warm()
+    assert torch.equal(denoise(model, begin(model)), call(plain))
+    for policy in ("interval", "worldcache"):
+        worldcache.enable(plain, policy, **CACHES[policy])
+        denoiser = begin(model, policy)
+        assert torch.equal(denoise(model, denoiser), call(plain))
+        branches = worldcache.summary(plain).branches
+        letters = denoiser.stats(0).decisions
+        parts = {branch.transformer: branch.decisions for branch in branches}
+        assert len(parts) == (2 if name == "two_wans" else 1)
+        assert letters == "".join(parts.values())
+        assert "." in letters and len(letters) == STEPS
+        worldcache.disable(plain)
+
+
 def test_a_rollouts_frames_and_statistics(model: PipelineWorldModel, plain: Any) -> None:
     ticks: list[Tick] = []
     (listener,) = finish(Engine(observer=ticks.append), model, request("interval"))
@@ -164,6 +186,23 @@ def test_rollouts_at_once_are_each_what_they_are_alone(model: PipelineWorldModel
         assert one.end.status == other.end.status == "succeeded"
         assert one.decisions == other.decisions
         assert np.array_equal(one.rgb(), other.rgb())
+
+
+def test_offloaded_rollouts_at_once_are_the_same(folders: dict[str, Path]) -> None:
+    """The hooks of offloading, with the host in place of a device: they move nothing, but they run."""
+    pytest.importorskip("accelerate")
+    folder, host = folders["cogvideox"], torch.device("cpu")
+    usual = PipelineWorldModel.load(folder, device=host, dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.enable_model_cpu_offload(device=host)
+    offloaded = PipelineWorldModel(pipe, read_facts(pipe, "tiny", folder), device=host)
+    offloaded.warm()
+    requests = (request("none", seed=1), request("interval", seed=2), request("worldcache", seed=3))
+    expected = finish(Engine(), usual, *requests)
+    for one, other in zip(expected, finish(Engine(), offloaded, *requests), strict=True):
+        assert other.end.status == "succeeded"
+        assert np.array_equal(one.rgb(), other.rgb())
+    assert len(pipe._all_hooks) == 3 and all(hasattr(hook.model, "_hf_hook") for hook in pipe._all_hooks)
 
 
 def test_prompts_seeds_pictures_and_guidance_count(model: PipelineWorldModel, plain: Any) -> None:

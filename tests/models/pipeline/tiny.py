@@ -56,9 +56,8 @@ def cogvideox() -> Any:
     return diffusers.CogVideoXImageToVideoPipeline(tokenizer(), text, vae, transformer, scheduler)
 
 
-def wan() -> Any:
-    """Guidance in two calls of the transformer, flow matching, a scheduler that remembers steps."""
-    transformer = diffusers.WanTransformer3DModel(
+def wan_transformer() -> Any:
+    return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
         in_channels=36,
@@ -69,23 +68,66 @@ def wan() -> Any:
         num_layers=1,
         rope_max_seq_len=32,
     )
+
+
+def wan(**more: Any) -> Any:
+    """Guidance in two calls of the transformer, flow matching, a scheduler that remembers steps."""
     vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     text = UMT5EncoderModel(UMT5Config(**TEXT))
     return diffusers.WanImageToVideoPipeline(
-        tokenizer=tokenizer(), text_encoder=text, vae=vae, scheduler=scheduler, transformer=transformer
+        tokenizer=tokenizer(),
+        text_encoder=text,
+        vae=vae,
+        scheduler=scheduler,
+        transformer=wan_transformer(),
+        **more,
     )
 
 
+def two_wans() -> Any:
+    """One transformer for the first steps, another one for the rest."""
+    return wan(transformer_2=wan_transformer(), boundary_ratio=0.8)
+
+
+def ltx() -> Any:
+    """Latents as a row of tokens, a timestep for each of them."""
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=8,
+    )
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    text = T5EncoderModel(T5Config(**TEXT))
+    return diffusers.LTXImageToVideoPipeline(scheduler, vae, text, tokenizer(), transformer)
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {"cogvideox": cogvideox, "wan": wan}
+"""Those that every test is run with."""
+
+OTHERS: dict[str, Callable[[], Any]] = {"two_wans": two_wans, "ltx": ltx}
 
 
 def save(name: str, folder: Path) -> Path:
     """One of the pipelines, saved with its ``world.json``."""
     torch.manual_seed(0)
-    PIPELINES[name]().save_pretrained(folder)
+    {**PIPELINES, **OTHERS}[name]().save_pretrained(folder)
     (folder / "world.json").write_text(json.dumps(WORLD))
     return folder
 
