@@ -20,7 +20,7 @@ setup: $(STAMP) ## create .venv with everything that serving, training and testi
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,bench,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,models,train,bench,dev]'
 	touch $@
 
 run: setup ## serve on HOST:PORT (127.0.0.1:8000)

@@ -22,7 +22,8 @@ class Sampler(Protocol):
         timesteps: the timestep of each step.
         sigmas: the noise level of each step, falling.
         alphas: the signal level of each step.
-        prediction: what outputs are: ``flow`` for noise minus data, ``v`` for v-prediction.
+        prediction: what outputs are: ``flow`` for noise minus data, ``v`` for v-prediction,
+            ``epsilon`` for noise.
         deltas: if a step is ``latent + delta * output``, the delta of each; then outputs and latents may
             as well be tokens, and several steps may be taken at once. ``None`` for any other step.
     """
@@ -30,7 +31,7 @@ class Sampler(Protocol):
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
-    prediction: Literal["flow", "v"]
+    prediction: Literal["flow", "v", "epsilon"]
     deltas: tuple[float, ...] | None
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,7 +56,7 @@ class FlowMatchSampler:
         else:
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist())
         scheduler.set_begin_index(0)
-        self.prediction: Literal["flow", "v"] = "flow"
+        self.prediction: Literal["flow", "v", "epsilon"] = "flow"
         self._scheduler = scheduler
         self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
         self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])

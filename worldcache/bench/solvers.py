@@ -42,7 +42,7 @@ class MultistepSampler:
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
         self.deltas: tuple[float, ...] | None = None
-        self.prediction: Literal["flow", "v"] = "flow"
+        self.prediction: Literal["flow", "v", "epsilon"] = "flow"
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]

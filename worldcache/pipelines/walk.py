@@ -99,7 +99,8 @@ class Walk:
             self._layout = OutputLayout(output, self._rules)
             self._first, step = self.next, 0
             levels = self._levels.since(self._first)
-            self._state = self._policy.reset(Schedule(levels.sigmas, levels.alphas, self._layout.tokens))
+            schedule = Schedule(levels.sigmas, levels.alphas, self._layout.tokens, levels.prediction)
+            self._state = self._policy.reset(schedule)
             self._policy.should_compute(self._state, step, inputs)
         evidence = self._policy.learn(self._state, step, self._layout.to_tokens(output), inputs)
         assert self._state is not None

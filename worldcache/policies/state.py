@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Prediction: TypeAlias = Literal["flow", "v"]
+Prediction: TypeAlias = Literal["flow", "v", "epsilon"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Schedule:
         alphas: signal level of each step (``1 - sigma`` for flow matching).
         layout: the token layout of the outputs.
         prediction: what outputs y are, given the latent x and the data prediction D: ``flow`` for
-            ``D = x - sigma y``, ``v`` for ``D = alpha x - sigma y``.
+            ``D = x - sigma y``, ``v`` for ``D = alpha x - sigma y``, ``epsilon`` for
+            ``D = (x - sigma y) / alpha``.
     """
 
     sigmas: tuple[float, ...]
