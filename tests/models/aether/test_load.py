@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,28 +161,26 @@ def test_a_hub_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_folder(Path("somebody/aether"))
 
 
-def test_the_empty_prompt_is_encoded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the text encoder, whose answer is the tokens."""
-    transformers = pytest.importorskip("transformers")
+def write_text_encoder(path: Path) -> torch.Tensor:
+    """A tiny text encoder and its tokenizer; returns the empty prompt as it encodes it."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, "<unk>"))
+    words.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(path / "tokenizer")
+    width, length = (CONFIGS["transformer"][key] for key in ("text_embed_dim", "max_text_seq_length"))
+    config = transformers.T5Config(vocab_size=8, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    encoder = transformers.T5EncoderModel(config).eval()
+    encoder.save_pretrained(path / "text_encoder")
+    with torch.no_grad():
+        encoded: torch.Tensor = encoder(torch.tensor([[1] + [0] * (length - 1)]))[0]
+    return encoded
+
+
+def test_the_empty_prompt_is_encoded(copied: Path) -> None:
     (copied / "prompt_embeds.safetensors").unlink()
-    for part in ("tokenizer", "text_encoder"):
-        (copied / part).mkdir()
-    config = CONFIGS["transformer"]
-
-    def tokenize(text: str, *, max_length: int, **options: object) -> SimpleNamespace:
-        assert text == ""
-        return SimpleNamespace(input_ids=torch.arange(max_length)[None])
-
-    def encode(tokens: torch.Tensor) -> tuple[torch.Tensor]:
-        return (tokens[..., None].expand(-1, -1, config["text_embed_dim"]).float(),)
-
-    def from_folder(result: object) -> SimpleNamespace:
-        return SimpleNamespace(from_pretrained=lambda path, **options: result)
-
-    monkeypatch.setattr(transformers, "AutoTokenizer", from_folder(tokenize))
-    monkeypatch.setattr(transformers, "T5EncoderModel", from_folder(encode))
-    model = load_folder(copied)
-    assert model._prompt[0, :, 0].tolist() == list(range(config["max_text_seq_length"]))
+    expected = write_text_encoder(copied)
+    torch.testing.assert_close(load_folder(copied)._prompt, expected)
 
 
 def test_a_text_encoder_that_cannot_be_read_is_named(copied: Path) -> None:

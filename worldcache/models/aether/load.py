@@ -215,7 +215,7 @@ def _load_prompt(own: Path, base: Path, config: Mapping[str, Any]) -> Tensor:
 
 
 def _encode_prompt(base: Path, length: int) -> Tensor:
-    """The empty prompt by the text encoder, which is dropped again; on the host."""
+    """The empty prompt by the text encoder, in float32 on the host; the encoder is dropped again."""
     for part in ("tokenizer", "text_encoder"):
         if not (base / part).is_dir():
             raise ModelLoadError(f"{base / part} is missing, and so is {PROMPT}.safetensors")
@@ -223,9 +223,7 @@ def _encode_prompt(base: Path, length: int) -> Tensor:
         from transformers import AutoTokenizer, T5EncoderModel
 
         tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer")
-        encoder = T5EncoderModel.from_pretrained(
-            base / "text_encoder", torch_dtype=torch.bfloat16, use_safetensors=True
-        )
+        encoder = T5EncoderModel.from_pretrained(base / "text_encoder", use_safetensors=True)
     except ImportError as error:
         raise ModelLoadError(
             f"the empty prompt cannot be encoded: {error}; install transformers and sentencepiece, or put "
@@ -235,5 +233,5 @@ def _encode_prompt(base: Path, length: int) -> Tensor:
         raise ModelLoadError(f"{base}: tokenizer or text_encoder cannot be loaded: {error}") from error
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        encoded: Tensor = encoder(tokens.input_ids)[0]
+        encoded: Tensor = encoder.float().eval()(tokens.input_ids)[0]
     return encoded
