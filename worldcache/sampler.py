@@ -90,6 +90,7 @@ class CogVideoXDPMSampler:
         num_steps: denoise steps, at least 1.
     """
 
+    prediction: Literal["flow", "v"] = "v"
     deltas: tuple[float, ...] | None = None
 
     def __init__(self, scheduler: Any, num_steps: int) -> None:

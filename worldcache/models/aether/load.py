@@ -223,7 +223,7 @@ def _encode_prompt(base: Path, length: int) -> Tensor:
         from transformers import AutoTokenizer, T5EncoderModel
 
         tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer")
-        encoder = T5EncoderModel.from_pretrained(base / "text_encoder", use_safetensors=True)
+        encoder: Any = T5EncoderModel.from_pretrained(base / "text_encoder", use_safetensors=True)
     except ImportError as error:
         raise ModelLoadError(
             f"the empty prompt cannot be encoded: {error}; install transformers and sentencepiece, or put "
