@@ -78,6 +78,68 @@ class FlowMatchSampler:
         return step
 
 
+class CogVideoXDPMSampler:
+    """CogVideoX's stochastic second-order multistep solver, for a model that predicts v.
+
+    It takes the steps of a diffusers ``CogVideoXDPMScheduler``, and its draws: one noise a step, and a
+    second one, which is the one that counts, where the step before is taken into account.
+
+    Source: SDE-DPM-Solver++(2M), arXiv 2211.01095.
+
+    Args:
+        scheduler: of this sampler's own; its timesteps are set, and everything is read once.
+        num_steps: denoise steps, at least 1.
+    """
+
+    prediction: Literal["flow", "v"] = "v"
+    deltas: tuple[float, ...] | None = None
+
+    def __init__(self, scheduler: Any, num_steps: int) -> None:
+        scheduler.set_timesteps(num_steps)
+        steps = scheduler.timesteps[:num_steps]
+        signal = scheduler.alphas_cumprod.double()
+        now, last = signal[steps], signal.new_tensor(float(scheduler.final_alpha_cumprod))
+        ahead = steps - scheduler.config.num_train_timesteps // num_steps
+        after = torch.where(ahead >= 0, signal[ahead.clamp(min=0)], last)
+        level = _half_log_snr(now)
+        stride = _half_log_snr(after) - level
+        before = stride.new_full((1,), float("inf"))  # there is no step before the first
+        ratio = torch.cat([before, level[1:] - level[:-1]]) / stride
+        older = torch.where(ahead >= 0, 1 / (2 * ratio), 0.0)
+        self.timesteps: tuple[float, ...] = tuple(map(float, steps.tolist()))
+        self.sigmas: tuple[float, ...] = tuple((1 - now).sqrt().tolist())
+        self.alphas: tuple[float, ...] = tuple(now.sqrt().tolist())
+        self._kept = (((1 - after) / (1 - now)).sqrt() * (-stride).exp()).tolist()
+        self._moved = (-(-2 * stride).expm1() * after.sqrt()).tolist()
+        self._noise = ((1 - after).sqrt() * (1 - (-2 * stride).exp()).sqrt()).tolist()
+        self._older: list[float] = older.tolist()
+        self._draws = [2 if index and step >= 0 else 1 for index, step in enumerate(ahead.tolist())]
+        self._clean: Tensor | None = None
+
+    def fresh(self) -> CogVideoXDPMSampler:
+        """Another one with the same schedule, for another chunk; of one that has taken no step."""
+        return copy(self)
+
+    def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
+        clean = self.alphas[index] * latent - self.sigmas[index] * output
+        target = clean
+        if self._draws[index] == 2:
+            assert self._clean is not None, "steps are taken in order"
+            target = clean + self._older[index] * (clean - self._clean)
+        self._clean = clean
+        noise = [self._draw(latent, generator) for _ in range(self._draws[index])][-1]
+        moved: Tensor = self._kept[index] * latent + self._moved[index] * target
+        return moved.add_(noise.to(latent.device, non_blocking=True), alpha=self._noise[index])
+
+    def _draw(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randn(latent.shape, generator=generator, pin_memory=latent.is_cuda)
+
+
+def _half_log_snr(signal: Tensor) -> Tensor:
+    """``log(alpha / sigma)`` of squared signal levels; infinite at both ends."""
+    return (signal / (1 - signal)).sqrt().log()
+
+
 def chunk_generator(seed: int, first_frame: int) -> torch.Generator:
     """The CPU generator of the chunk that begins at frame ``first_frame`` of a rollout with ``seed``.
 
