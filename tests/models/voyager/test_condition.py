@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.voyager.golden import folder as golden_folder
 from tests.models.voyager.golden import read
 from tests.models.voyager.tiny import CHECKPOINT, write_folder
 from worldcache.cameras import trajectory
@@ -41,7 +42,7 @@ def scene(golden: Golden) -> Scene:
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    folder = write_folder(tmp_path_factory.mktemp("vae"))
+    folder = write_folder(tmp_path_factory.mktemp("vae"), golden=golden_folder())
     (folder / CHECKPOINT).unlink()
     return load_codec(folder, device=torch.device("cpu"), dtype=torch.float32)
 

@@ -14,10 +14,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.models.voyager.tiny import CHECKPOINT, PLAIN_CHECKPOINT, TEXT, VAE, write_folder
+from tests.engine.listening import finish
+from tests.models.voyager.tiny import (
+    CHECKPOINT,
+    FRAMES,
+    PLAIN_CHECKPOINT,
+    TEXT,
+    VAE,
+    observe,
+    write_folder,
+)
+from worldcache.cameras import trajectory
+from worldcache.engine.engine import Engine
+from worldcache.engine.rollout import RolloutRequest
 from worldcache.errors import ModelLoadError
 from worldcache.models.registry import load_model
 from worldcache.models.voyager.world import VoyagerWorldModel
+from worldcache.policies.registry import make_policy
 
 WEIGHT = "double_blocks.1.img_attn_qkv.weight"
 
@@ -150,6 +163,11 @@ def same(ours: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return ours.keys() == others.keys() and all(torch.equal(ours[name], others[name]) for name in ours)
 
 
-def test_bfloat16_halves_the_weights(folder: Path, model: VoyagerWorldModel) -> None:
+def test_bfloat16_halves_the_weights_and_runs(folder: Path, model: VoyagerWorldModel) -> None:
     small = load_model("voyager", path=folder, dtype="bfloat16")
     assert model.memory_bytes * 0.49 < small.memory_bytes < model.memory_bytes * 0.51
+    asked = RolloutRequest(observe(), trajectory("left", FRAMES - 1), make_policy("none"), 1, 3, 6.0)
+    small_run, run = (finish(Engine(), each, asked)[0] for each in (small, model))
+    assert small_run.end.status == run.end.status == "succeeded"
+    difference = small_run.rgb().astype(int) - run.rgb()
+    assert 0 < abs(difference).mean() < 20

@@ -43,18 +43,19 @@ VAE_CONFIG: dict[str, Any] = {
 }
 
 
-def write_folder(path: Path, *, context: bool = True) -> Path:
+def write_folder(path: Path, *, context: bool = True, golden: Path = OURS) -> Path:
     """Write a model, and return its folder.
 
     Args:
         context: whether its transformer has the context block.
+        golden: folder of the weights.
     """
     name = "context" if context else "plain"
-    weights, _ = read(f"voyager_{name}_weights", path=OURS)
+    weights, _ = read(f"voyager_{name}_weights", path=golden)
     checkpoint = path / (CHECKPOINT if context else PLAIN_CHECKPOINT)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"module": weights}, checkpoint)
-    vae, _ = read("voyager_vae", path=OURS)
+    vae, _ = read("voyager_vae", path=golden)
     (path / VAE).mkdir(parents=True, exist_ok=True)
     (path / VAE / "config.json").write_text(json.dumps(VAE_CONFIG))
     state = {f"vae.{key[2:]}": value for key, value in vae.items() if key.startswith("w.")}
