@@ -194,7 +194,7 @@ class VoyagerWorldModel(WorldModel):
     def _new_sampler(self, num_steps: int) -> FlowMatchSampler:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._parts.scheduler.config)
         levels = torch.linspace(1, 0, num_steps + 1)[:-1]  # rounded to float32 as published
-        return FlowMatchSampler(scheduler, num_steps, levels.tolist())
+        return FlowMatchSampler(scheduler, num_steps, levels=levels.tolist())
 
     def batch_key(self, row: Row) -> Hashable:
         return (super().batch_key(row), len(self._prompt(row).mask))
