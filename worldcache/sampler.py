@@ -6,6 +6,7 @@ A sampler is made for one chunk and dropped with it. Everything a step needs on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -48,22 +49,31 @@ class FlowMatchSampler:
         num_steps: denoise steps, at least 1.
         own_levels: whether the levels are those that the scheduler chooses by itself, from its largest to
             its smallest.
+        levels: before the shift, for a model that rounds them in its own way.
     """
 
-    def __init__(self, scheduler: Any, num_steps: int, *, own_levels: bool = False) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        num_steps: int,
+        *,
+        own_levels: bool = False,
+        levels: Sequence[float] | None = None,
+    ) -> None:
         if own_levels:
             scheduler.set_timesteps(num_steps)
         else:
-            scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist())
+            even = np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist()
+            scheduler.set_timesteps(sigmas=even if levels is None else [*levels])
         scheduler.set_begin_index(0)
         self.prediction: Literal["flow", "v", "epsilon"] = "flow"
         self._scheduler = scheduler
         self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
         self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])
         self.alphas: tuple[float, ...] = tuple(1 - sigma for sigma in self.sigmas)
-        levels = scheduler.sigmas.tolist()
+        shifted = scheduler.sigmas.tolist()
         euler = not scheduler.config.stochastic_sampling
-        self.deltas = tuple(after - before for before, after in pairwise(levels)) if euler else None
+        self.deltas = tuple(after - before for before, after in pairwise(shifted)) if euler else None
 
     def fresh(self) -> FlowMatchSampler:
         """Another one with the same schedule, for another chunk; of one that has taken no step."""
