@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from worldcache.core import Prediction
 
 
 class Sampler(Protocol):
@@ -32,7 +34,7 @@ class Sampler(Protocol):
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
-    prediction: Literal["flow", "v", "epsilon"]
+    prediction: Prediction
     deltas: tuple[float, ...] | None
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,7 +68,7 @@ class FlowMatchSampler:
             even = np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist()
             scheduler.set_timesteps(sigmas=even if levels is None else [*levels])
         scheduler.set_begin_index(0)
-        self.prediction: Literal["flow", "v", "epsilon"] = "flow"
+        self.prediction: Prediction = "flow"
         self._scheduler = scheduler
         self.timesteps: tuple[float, ...] = tuple(scheduler.timesteps.tolist())
         self.sigmas: tuple[float, ...] = tuple(scheduler.sigmas.tolist()[:num_steps])
@@ -101,7 +103,7 @@ class CogVideoXDPMSampler:
         num_steps: denoise steps, at least 1.
     """
 
-    prediction: Literal["flow", "v"] = "v"
+    prediction: Prediction = "v"
     deltas: tuple[float, ...] | None = None
 
     def __init__(self, scheduler: Any, num_steps: int) -> None:

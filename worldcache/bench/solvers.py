@@ -6,12 +6,13 @@ so that solvers differ in nothing but how they step.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldcache.core import Prediction
 from worldcache.errors import UnknownName
 from worldcache.models.base import WorldModel
 from worldcache.sampler import FlowMatchSampler, Sampler
@@ -42,7 +43,7 @@ class MultistepSampler:
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
         self.deltas: tuple[float, ...] | None = None
-        self.prediction: Literal["flow", "v", "epsilon"] = "flow"
+        self.prediction: Prediction = "flow"
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from worldcache.core import Prediction
 from worldcache.errors import InvalidInput
-from worldcache.policies.state import Prediction
 
 
 @dataclass(frozen=True)

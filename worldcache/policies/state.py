@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-Prediction: TypeAlias = Literal["flow", "v", "epsilon"]
+from worldcache.core import Prediction
 
 
 @dataclass(frozen=True)

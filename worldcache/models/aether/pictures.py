@@ -33,4 +33,4 @@ def to_bytes(pictures: Tensor) -> NDArray[np.uint8]:
 
 def from_bytes(frames: NDArray[np.uint8]) -> Tensor:
     """uint8 ``[F, H, W, 3]`` as the VAE's float32 ``[F, 3, H, W]``, -1 to 1."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().float() / 255.0 * 2.0 - 1.0
+    return torch.tensor(frames).permute(0, 3, 1, 2).contiguous().float() / 255.0 * 2.0 - 1.0

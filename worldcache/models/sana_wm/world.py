@@ -236,5 +236,7 @@ def _describe(parts: Parts, stride: int) -> ModelInfo:
         auto_preset=calibration.auto,
         calibrations=calibration.policies,
         licence="Apache-2.0",
+        notice="The weights are not part of this software. SANA-WM is under the Apache licence 2.0; its text "
+        "encoder is Gemma 2, which has terms of its own.",
         conditioning=dict.fromkeys(OFFERED, ()),
     )
