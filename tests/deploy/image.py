@@ -15,12 +15,15 @@ from pathlib import Path
 from tests.deploy.tools import ROOT
 
 CONFINE = """
-mount --bind /tmp /tmp && mount -o remount,bind,ro / || exit
+mount $0 /tmp && mount -o remount,bind,ro / || exit
 caps=-all,+dac_read_search
-exec setpriv --reuid "$0" --regid "$1" --clear-groups --no-new-privs \
-    --inh-caps "$caps" --ambient-caps "$caps" --bounding-set "$caps" -- "${@:2}"
+exec setpriv --reuid "$1" --regid "$2" --clear-groups --no-new-privs \
+    --inh-caps "$caps" --ambient-caps "$caps" --bounding-set "$caps" -- "${@:3}"
 """
 """A read-only root with a /tmp to write in, and the image's user, who here may read what is root's."""
+
+EMPTY, OURS = "-t tmpfs tmpfs", "--bind /tmp"
+"""What is put at /tmp: nothing, or itself where this checkout or its Python is in it."""
 
 
 @dataclass
@@ -89,8 +92,10 @@ def can_confine() -> bool:
 
 
 def confined(command: Sequence[str], user: str) -> list[str]:
+    """The command as the container of an image would run it; works on this machine if ``can_confine``."""
     uid, _, gid = user.partition(":")
-    return ["unshare", "--mount", "bash", "-c", CONFINE, uid, gid, *command]
+    inside = any(Path(path).is_relative_to("/tmp") for path in (ROOT, sys.executable))
+    return ["unshare", "--mount", "bash", "-c", CONFINE, OURS if inside else EMPTY, uid, gid, *command]
 
 
 def container_environment(image: Image, **changes: str) -> dict[str, str]:

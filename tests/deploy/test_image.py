@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -130,14 +129,21 @@ def container(log: Path) -> Iterator[Container]:
     command = container_command(image, PROJECT["scripts"])
     if can_confine():
         command = confined(command, image.user)
-    with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
-        Path(folder).chmod(0o555)
-        running.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    with log.open("wb") as output:
+        running.process = subprocess.Popen(command, cwd="/", env=environment, stdout=output, stderr=output)
         try:
             yield running
         finally:
             running.process.kill()
             running.process.wait()
+
+
+def test_the_process_of_a_container_can_write_to_tmp_only() -> None:
+    if not can_confine():
+        pytest.skip("this machine does not let us take rights away from a process")
+    script = f"id -u; touch /tmp/here && echo tmp; touch /here {ROOT}/here; ls {ROOT}/pyproject.toml"
+    done = subprocess.run(confined(["sh", "-c", script], "10001:10001"), capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["10001", "tmp", f"{ROOT}/pyproject.toml"], done
 
 
 @pytest.mark.server
