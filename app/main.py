@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from anyio import to_thread
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
 from app.catalogue import ModelSource, read_catalogue
 from app.dependencies import Services
+from app.device_memory import held_bytes, total_bytes
 from app.dispatcher import InProcessDispatcher
 from app.errors import install_error_handlers
 from app.metrics import Metrics
@@ -52,6 +54,8 @@ def create_app(
         InvalidInput: the settings name a model, a device or a folder that there is not.
     """
     metrics = Metrics(CollectorRegistry())
+    for device in settings.devices:
+        metrics.add_device(device, partial(held_bytes, device), partial(total_bytes, device))
     dispatcher = InProcessDispatcher(
         settings.devices,
         limits=Limits(settings.max_batch, settings.max_active, settings.rollout_memory_bytes),
