@@ -35,9 +35,10 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: setup ## measure load and sessions, into benchmarks/load.md and sessions.md; takes 40 minutes
+drills: setup ## load, sessions and killed servers, into benchmarks/load.md, sessions.md, kill.md; 50 minutes
 	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
 	$(BIN)/worldcache drive --output benchmarks/sessions.md
+	$(BIN)/worldcache killtest --output benchmarks/kill.md
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

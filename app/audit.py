@@ -149,12 +149,14 @@ class Auditor:
     async def consider(self, record: RolloutRecord, request: RolloutRequest, preset: str | None) -> None:
         """Audit a rollout that has ended, if it is one of the sample. Returns before the audit runs.
 
+        One that another process began is not: its request is not whole.
+
         Args:
             record: of the rollout, whose model is still leased.
             request: as it was run.
             preset: that it was run with; ``None`` for a policy that the client spelt out.
         """
-        if record.status != "succeeded" or request.policy.name == UNCACHED:
+        if record.status != "succeeded" or request.policy.name == UNCACHED or request.state is not None:
             return
         if not is_sampled(record.id, self._share):
             return

@@ -13,6 +13,7 @@ from app.dispatcher import InProcessDispatcher
 from app.errors import NotFound
 from app.metrics import Metrics
 from app.models import ModelHost
+from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
 from app.session_socket import SocketRegistry
 from app.session_store import Session
@@ -33,6 +34,7 @@ class Services:
     rollouts: RolloutService
     sessions: SessionService
     sockets: SocketRegistry
+    redis: RedisBackend | None = None
 
 
 def get_services(connection: HTTPConnection) -> Services:

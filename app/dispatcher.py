@@ -59,6 +59,9 @@ class Dispatcher(Protocol):
         ``None`` while nothing is known of the model.
         """
 
+    def call(self, device: str, function: Callable[[], ResultT]) -> Future[ResultT]:
+        """Run a function where torch runs for a device."""
+
     def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
         """FULL steps a chunk that the request's policy is expected to take; all of them if unknown."""
 
@@ -217,7 +220,6 @@ class InProcessDispatcher:
         return sum(len(lane.jobs) for lane in self._lanes.values())
 
     def call(self, device: str, function: Callable[[], ResultT]) -> Future[ResultT]:
-        """Run ``function`` where torch runs for a device."""
         return self._lanes[device].thread.call(function)
 
     def submit(self, model: WorldModel, request: RolloutRequest) -> Job:

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from anyio import to_thread
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import worldcache
+from app.artifacts import ArtifactStore, FileArtifacts
 from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
 from app.catalogue import ModelSource, read_catalogue
@@ -27,13 +29,14 @@ from app.middleware import (
     RequestIdMiddleware,
 )
 from app.models import ModelHost
+from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
 from app.routes import health, models, playground, rollouts, session_socket, sessions, videos
 from app.session_socket import SocketRegistry
 from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
 from app.settings import Settings
-from app.store import InMemoryStore
+from app.store import InMemoryStore, Store
 from worldcache.engine.engine import Limits
 from worldcache.models.base import WorldModel
 
@@ -71,18 +74,18 @@ def create_app(
         memory_limit=settings.model_memory_bytes,
         wait_seconds=settings.model_wait_seconds,
     )
-    store = InMemoryStore(
-        max_rollouts=settings.store_max_rollouts,
-        max_bytes=settings.store_max_bytes,
-        ttl_seconds=settings.store_ttl_seconds,
-    )
+    files = FileArtifacts(Path(settings.artifact_dir)) if settings.artifact_dir else None
+    redis = RedisBackend(settings, metrics, files) if settings.redis_url else None
+    store: Store = redis.store if redis is not None else _memory_store(settings, files)
     guard = PresetGuard(
         settings.audit_floor_by_model,
         window=settings.audit_window,
         min_samples=settings.audit_min_samples,
     )
     auditor = Auditor(settings, guard, host, dispatcher, store, metrics)
-    service = RolloutService(settings, host, dispatcher, store, metrics, auditor)
+    queue = None if redis is None else redis.queue
+    service = RolloutService(settings, host, dispatcher, store, metrics, auditor, queue)
+    places = settings.max_active * len(settings.devices)
     session_store = InMemorySessionStore(
         max_sessions=settings.max_sessions,
         max_per_client=settings.max_sessions_per_client,
@@ -96,6 +99,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         dispatcher.start()
+        if redis is not None:
+            await redis.start(service, lambda: places - dispatcher.live)
         loading = asyncio.create_task(host.load_all())
         sweeping = asyncio.create_task(session_service.keep_swept())
         try:
@@ -107,6 +112,8 @@ def create_app(
             await asyncio.gather(
                 service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
             )
+            if redis is not None:
+                await redis.close()
             loading.cancel()
             await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)
 
@@ -117,7 +124,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.services = Services(
-        settings, metrics, dispatcher, host, store, service, session_service, sockets
+        settings, metrics, dispatcher, host, store, service, session_service, sockets, redis
     )
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
@@ -128,3 +135,13 @@ def create_app(
     for module in (rollouts, sessions, session_socket, videos, models, health, playground):
         app.include_router(module.router)
     return app
+
+
+def _memory_store(settings: Settings, artifacts: ArtifactStore | None) -> InMemoryStore:
+    """The store of a server without Redis."""
+    return InMemoryStore(
+        max_rollouts=settings.store_max_rollouts,
+        max_bytes=settings.store_max_bytes,
+        ttl_seconds=settings.store_ttl_seconds,
+        artifacts=artifacts,
+    )

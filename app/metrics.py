@@ -163,6 +163,26 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.redis_up = Gauge(
+            "worldcache_redis_up",
+            "1 while Redis can be used; 0 also if none is configured.",
+            registry=registry,
+        )
+        self.work_backlog = Gauge(
+            "worldcache_work_backlog",
+            "Asynchronous rollouts in Redis that wait or run, of all servers.",
+            registry=registry,
+        )
+        self.work_takeovers = Counter(
+            "worldcache_work_takeovers_total",
+            "Rollouts that this server went on with after another, or itself, had let go of them.",
+            registry=registry,
+        )
+        self.work_parked = Counter(
+            "worldcache_work_parked_total",
+            "Rollouts that this server gave up because none of the tries finished another chunk.",
+            registry=registry,
+        )
         self.http_time = self._histogram(
             "worldcache_http_request_seconds",
             "Duration of HTTP requests, by the route's template.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
@@ -12,11 +13,16 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from app.dependencies import Services
+
 STARTUP_FAILURE = 3
 """Exit code of a server that could not start, as uvicorn has it."""
 
 PING_TIMEOUT = 60.0
 """Seconds for the answer to a ping, which waits behind the frames that a slow client has not read yet."""
+
+HURRY_SECONDS = 0.2
+"""Between two looks whether somebody wants the server to end at once."""
 
 LEAVE_SECONDS = 5.0
 """How long a WebSocket's step may go on after the server was told to stop."""
@@ -37,7 +43,10 @@ class AnnouncingServer(uvicorn.Server):
         self._before_shutdown = before_shutdown
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._before_shutdown()
+        leaving = asyncio.ensure_future(self._before_shutdown())
+        while not leaving.done() and not self.force_exit:
+            await asyncio.wait({leaving}, timeout=HURRY_SECONDS)
+        leaving.cancel()
         await super().shutdown(sockets)
 
 
@@ -49,7 +58,7 @@ def make_server(app: FastAPI, **options: Any) -> AnnouncingServer:
     Args:
         options: of :class:`uvicorn.Config`.
     """
-    services = app.state.services
+    services: Services = app.state.services
     leave_seconds = min(LEAVE_SECONDS, services.settings.drain_seconds)
     config = uvicorn.Config(
         app,
@@ -58,7 +67,17 @@ def make_server(app: FastAPI, **options: Any) -> AnnouncingServer:
         ws_max_size=MAX_MESSAGE_BYTES,
         **options,
     )
-    return AnnouncingServer(config, lambda: services.sockets.drain(leave_seconds))
+    return AnnouncingServer(config, lambda: _leave_in_order(services, leave_seconds))
+
+
+async def _leave_in_order(services: Services, leave_seconds: float) -> None:
+    """Take no more work and say so; let what runs end or go elsewhere while clients can still ask for it."""
+    seconds = services.settings.drain_seconds
+    await asyncio.gather(
+        services.sockets.drain(leave_seconds),
+        services.rollouts.drain(seconds),
+        services.sessions.drain(seconds),
+    )
 
 
 def serve(app: FastAPI, **options: Any) -> None:

@@ -163,6 +163,42 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="How long a finished rollout and its idempotency key are kept."
     )
 
+    artifact_dir: str = Field(
+        "",
+        description="Folder for the frames and videos of rollouts, shared by all servers of one Redis; none: "
+        "in Redis, or in memory without one.",
+    )
+
+    redis_url: str = Field(
+        "",
+        repr=False,
+        description="Address of a Redis server, as redis://[:PASSWORD@]HOST:PORT/DATABASE (rediss:// for "
+        "TLS), which keeps rollouts and asynchronous work; none: in memory.",
+    )
+    redis_prefix: str = Field(
+        "worldcache:",
+        min_length=1,
+        description="What every key in Redis begins with; servers that share it share their rollouts.",
+    )
+    lease_seconds: float = Field(
+        10.0,
+        ge=1,
+        description="Silence of a server after which another takes over the asynchronous rollouts that it "
+        "ran.",
+    )
+    work_tries: int = Field(
+        5,
+        ge=1,
+        description="How often an asynchronous rollout is begun without finishing another chunk before it is "
+        "parked.",
+    )
+    work_max_queue: int = Field(
+        1000,
+        ge=1,
+        description="Most asynchronous rollouts in Redis that have not ended; further ones are refused with "
+        "503.",
+    )
+
     audit_share: float = Field(
         0.0, ge=0, le=1, description="Share of finished rollouts that are run again uncached and compared."
     )

@@ -28,8 +28,17 @@ def export_state(model: WorldModel, state: RolloutState) -> str:
     Raises:
         InvalidInput: the model keeps its contexts to itself.
     """
+    return base64.b64encode(pack_state(model, state)).decode()
+
+
+def pack_state(model: WorldModel, state: RolloutState) -> bytes:
+    """A state's context as safetensors; reads the device.
+
+    Raises:
+        InvalidInput: the model keeps its contexts to itself.
+    """
     arrays = {name: np.ascontiguousarray(a) for name, a in model.export_context(state.context).items()}
-    return base64.b64encode(save(arrays)).decode()
+    return save(arrays)
 
 
 def read_arrays(text: str, param: str) -> Mapping[str, NDArray[Any]]:
@@ -43,6 +52,12 @@ def read_arrays(text: str, param: str) -> Mapping[str, NDArray[Any]]:
     except (binascii.Error, SafetensorError, KeyError, ValueError, TypeError):
         message = f"{param}: this is no base64 of a safetensors file; send the snapshot as it was answered"
         raise InvalidInput(message, param=param) from None
+    return arrays
+
+
+def unpack_arrays(data: bytes) -> Mapping[str, NDArray[Any]]:
+    """The arrays that :func:`pack_state` wrote."""
+    arrays: Mapping[str, NDArray[Any]] = load(data)
     return arrays
 
 

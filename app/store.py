@@ -1,4 +1,4 @@
-"""Where rollouts are kept: records, artifacts and idempotency keys. In memory; Redis fits behind it."""
+"""Where rollouts are kept: records, artifacts and idempotency keys. In memory, or in Redis: ``app/redis``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.artifacts import ArtifactStore, MemoryArtifacts
+from app.errors import Unavailable
 from app.schemas import OutputBody
 from worldcache.core import ChunkStats, RolloutStats
 
@@ -31,6 +33,9 @@ class RolloutRecord:
         chosen: the policy that the deadline was to be met with.
         expected_seconds: that it was expected to take when it was accepted, the line included.
         replaced_preset: that was asked for, if audits had it replaced.
+        first_frame_seconds: from its acceptance until its first chunk was kept, once that is known.
+        takeovers: how often another process went on with it, or the same one after it had let go of it.
+        resumed_chunks: finished chunks that those did not have to compute again.
     """
 
     id: str
@@ -56,6 +61,9 @@ class RolloutRecord:
     chosen: str | None = None
     replaced_preset: str | None = None
     expected_seconds: float | None = None
+    first_frame_seconds: float | None = None
+    takeovers: int = 0
+    resumed_chunks: int = 0
 
     @property
     def live(self) -> bool:
@@ -74,17 +82,74 @@ class RolloutRecord:
         return range(self.chunk_ends[chunk - 1] if chunk else 0, self.chunk_ends[chunk])
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a rollout can be gone on with.
+
+    Attributes:
+        data: the model's exported context, as safetensors.
+        frames: that were generated on the way there.
+        chunks: that were finished on the way there.
+    """
+
+    data: bytes
+    frames: int
+    chunks: int
+
+
+class LeaseLost(Exception):
+    """Another process goes on with a rollout, or somebody ended it: this one may write nothing more of it."""
+
+
+class StoreDown(Unavailable):
+    """503: the store cannot be reached."""
+
+    def __init__(self) -> None:
+        message = "the store of rollouts cannot be reached; try again later, or ask synchronously"
+        super().__init__("store_unavailable", message, retry_after=2)
+
+
 class Store(Protocol):
-    """Keeps rollouts. Everything is asynchronous, for backends on a network."""
+    """Keeps rollouts. Everything is asynchronous, for backends on a network.
+
+    A rollout is written by the process that runs it alone. To others its record is a copy, which
+    :meth:`wait_changed` brings up to date.
+    """
 
     async def add(self, record: RolloutRecord) -> None:
-        """Keep a new rollout."""
+        """Keep a new rollout, which this process runs."""
 
-    async def save(self, record: RolloutRecord) -> None:
-        """Keep what has changed about a rollout."""
+    async def save(self, record: RolloutRecord, checkpoint: Checkpoint | None = None) -> None:
+        """Keep what has changed about a rollout that this process runs.
+
+        Args:
+            checkpoint: where another process may go on with it, if that is known.
+
+        Raises:
+            LeaseLost: it does not run it any more.
+        """
 
     async def get(self, rollout_id: str) -> RolloutRecord | None:
-        """The rollout with this id."""
+        """The rollout with this id; the very record while this process runs it.
+
+        Raises:
+            StoreDown: nobody knows.
+        """
+
+    async def wait_changed(self, record: RolloutRecord) -> bool:
+        """Return once a live rollout that another process runs has changed, ``record`` brought up to date.
+
+        False at once if no other process can have it.
+        """
+
+    async def end(self, record: RolloutRecord) -> bool:
+        """End a rollout that another process runs, with the status and the error of ``record``.
+
+        False if it had ended, or nobody has it; then ``record`` is brought up to date.
+
+        Raises:
+            StoreDown: that cannot be told to anybody.
+        """
 
     async def remove(self, rollout_id: str) -> None:
         """Forget a rollout and its artifacts."""
@@ -97,7 +162,12 @@ class Store(Protocol):
     async def put_artifact(
         self, rollout_id: str, name: str, data: bytes, *, replacing: Sequence[str] = ()
     ) -> None:
-        """Keep bytes under a name, for as long as the rollout, and let go of other names at that moment."""
+        """Keep bytes under a name, for as long as the rollout, and let go of other names at that moment.
+
+        Raises:
+            StorageFailed: there is no room for them.
+            LeaseLost: the rollout is live, and another process runs it.
+        """
 
     async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
         """The bytes kept under this name."""
@@ -118,6 +188,7 @@ class InMemoryStore:
         max_rollouts: most finished rollouts; the oldest go first.
         max_bytes: most bytes of artifacts; only live rollouts can exceed it.
         ttl_seconds: age at which a finished rollout goes.
+        artifacts: where the bytes are; in memory if left out.
         clock: seconds since the epoch.
     """
 
@@ -127,34 +198,42 @@ class InMemoryStore:
         max_rollouts: int,
         max_bytes: int,
         ttl_seconds: float,
+        artifacts: ArtifactStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._max_rollouts, self._max_bytes, self._ttl = max_rollouts, max_bytes, ttl_seconds
+        self._blobs = artifacts or MemoryArtifacts()
         self._clock = clock
         self._records: OrderedDict[str, RolloutRecord] = OrderedDict()
-        self._artifacts: dict[str, dict[str, bytes]] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._bytes = 0
 
     async def add(self, record: RolloutRecord) -> None:
         self._records[record.id] = record
-        self._artifacts[record.id] = {}
-        self._evict()
+        self._sizes[record.id] = {}
+        await self._evict()
 
-    async def save(self, record: RolloutRecord) -> None:
-        self._evict()
+    async def save(self, record: RolloutRecord, checkpoint: Checkpoint | None = None) -> None:
+        await self._evict()
 
     async def get(self, rollout_id: str) -> RolloutRecord | None:
-        self._evict()
+        await self._evict()
         return self._records.get(rollout_id)
 
+    async def wait_changed(self, record: RolloutRecord) -> bool:
+        return False
+
+    async def end(self, record: RolloutRecord) -> bool:
+        return False
+
     async def remove(self, rollout_id: str) -> None:
-        self._forget(rollout_id)
+        await self._blobs.remove(self._forget(rollout_id))
 
     async def list(
         self, owner: str, *, limit: int, after: str | None, status: str | None
     ) -> list[RolloutRecord]:
-        self._evict()
+        await self._evict()
         mine = [r for r in reversed(self._records.values()) if r.owner == owner]
         if after is not None:
             ids = [r.id for r in mine]
@@ -164,16 +243,24 @@ class InMemoryStore:
     async def put_artifact(
         self, rollout_id: str, name: str, data: bytes, *, replacing: Sequence[str] = ()
     ) -> None:
-        kept = self._artifacts.get(rollout_id)
-        if kept is not None:
-            for old in (name, *replacing):
-                self._bytes -= len(kept.pop(old, b""))
-            self._bytes += len(data)
-            kept[name] = data
-            self._evict(keep=rollout_id)
+        if rollout_id not in self._sizes:
+            return
+        await self._blobs.put(f"{rollout_id}/{name}", data)
+        sizes = self._sizes.get(rollout_id)
+        if sizes is None:  # the rollout went in the meantime
+            await self._blobs.remove([f"{rollout_id}/{name}"])
+            return
+        for old in (name, *replacing):
+            self._bytes -= sizes.pop(old, 0)
+        self._bytes += len(data)
+        sizes[name] = len(data)
+        await self._blobs.remove([f"{rollout_id}/{old}" for old in replacing if old != name])
+        await self._evict(keep=rollout_id)
 
     async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
-        return self._artifacts.get(rollout_id, {}).get(name)
+        if name not in self._sizes.get(rollout_id, {}):
+            return None
+        return await self._blobs.get(f"{rollout_id}/{name}")
 
     async def claim_key(self, owner: str, key: str, digest: str, rollout_id: str) -> tuple[str, str]:
         return self._keys.setdefault((owner, key), (digest, rollout_id))
@@ -181,17 +268,23 @@ class InMemoryStore:
     async def release_key(self, owner: str, key: str) -> None:
         self._keys.pop((owner, key), None)
 
-    def _evict(self, keep: str | None = None) -> None:
+    async def _evict(self, keep: str | None = None) -> None:
         """Let go of finished rollouts that are too old, too many or too large."""
         finished = [r for r in self._records.values() if not r.live and r.id != keep]
         limit = self._clock() - self._ttl
+        gone: list[str] = []
         for index, record in enumerate(finished):
             old = (record.finished_at or record.created_at) < limit
             if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
-                self._forget(record.id)
+                gone += self._forget(record.id)
+        await self._blobs.remove(gone)
 
-    def _forget(self, rollout_id: str) -> None:
-        if self._records.pop(rollout_id, None) is not None:
-            self._bytes -= sum(len(data) for data in self._artifacts.pop(rollout_id).values())
-            for bound in [key for key, (_, target) in self._keys.items() if target == rollout_id]:
-                del self._keys[bound]
+    def _forget(self, rollout_id: str) -> Sequence[str]:
+        """Forget a rollout at once; the keys of its artifacts, which are to be removed."""
+        if self._records.pop(rollout_id, None) is None:
+            return []
+        sizes = self._sizes.pop(rollout_id)
+        self._bytes -= sum(sizes.values())
+        for bound in [key for key, (_, target) in self._keys.items() if target == rollout_id]:
+            del self._keys[bound]
+        return [f"{rollout_id}/{name}" for name in sizes]

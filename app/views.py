@@ -81,6 +81,7 @@ def stats_json(record: RolloutRecord) -> dict[str, Any]:
         replaced_preset=record.replaced_preset,
         expected_seconds=record.expected_seconds,
     )
+    figures |= {"takeovers": record.takeovers, "resumed_chunks": record.resumed_chunks}
     return {**figures, **_deadline_json(record), "chunks": [chunk_json(chunk) for chunk in stats.chunks]}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 from starlette.types import Receive
 
-from app.errors import ApiError
+from app.errors import ApiError, Unavailable
 from app.rollouts import RolloutService
 from app.store import RolloutRecord
 
@@ -73,6 +73,9 @@ async def wait_for_end(
     """
     async with attending(record, rollouts, on_abandoned):
         await until_gone(request.receive, rollouts.wait(record))
+    if record.live and rollouts.draining:
+        message = "the server is shutting down; the rollout goes on elsewhere"
+        raise Unavailable("draining", message, retry_after=5)
     if record.live:
         raise ApiError(409, "client_closed_request", "the client closed the connection")
 

@@ -26,7 +26,13 @@ async def readyz(services: AppServices) -> Response:
     checks = {f"model:{hosted.id}": hosted.status for hosted in services.models.all()}
     checks["engine"] = "ok" if services.dispatcher.alive else "stopped"
     checks["admission"] = "draining" if services.rollouts.draining else "ok"
-    ready = services.models.ready and checks["engine"] == checks["admission"] == "ok"
+    if services.redis is not None:
+        checks["redis"] = services.redis.status
+    ready = (
+        checks.get("redis", "ok") == "ok"
+        and services.models.ready
+        and checks["engine"] == checks["admission"] == "ok"
+    )
     answer: dict[str, Any] = {"status": "ready" if ready else "not_ready", "checks": checks}
     return JSONResponse(answer, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 

@@ -51,11 +51,12 @@ async def create_rollout(
     `GET /v1/rollouts/{rollout_id}/events`. A rollout is cancelled when the last client of this route that
     waits for it goes away, unless `Prefer: respond-async` was sent.
     """
-    record = await _create_once(body, services, caller, idempotency_key)
+    later = prefer is not None and "respond-async" in prefer.lower()
+    record = await _create_once(body, services, caller, idempotency_key, later)
     info = _info(services, record)
     location = {"Location": f"/v1/rollouts/{record.id}"}
     applied: Mapping[str, str] = NO_HEADERS
-    if prefer and "respond-async" in prefer.lower():
+    if later:
         services.rollouts.detach(record)
         applied = {"Preference-Applied": "respond-async"}
     free_key = partial(_release_key, services, record, idempotency_key)
@@ -208,7 +209,7 @@ def _wanted(accept: str | None) -> str | None:
 
 
 async def _create_once(
-    body: RolloutBody, services: Services, caller: Caller, key: str | None
+    body: RolloutBody, services: Services, caller: Caller, key: str | None, later: bool
 ) -> RolloutRecord:
     """A new rollout, or the one that an idempotency key already stands for.
 
@@ -216,7 +217,7 @@ async def _create_once(
     its place if it is refused.
     """
     if key is None:
-        return await services.rollouts.create(body, caller)
+        return await services.rollouts.create(body, caller, later=later)
     canonical = json.dumps(body.model_dump(), sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     rollout_id = new_rollout_id()
@@ -228,7 +229,7 @@ async def _create_once(
             raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")
         if known_id == rollout_id:
             try:
-                return await services.rollouts.create(body, caller, rollout_id)
+                return await services.rollouts.create(body, caller, rollout_id, later=later)
             except BaseException:
                 await services.store.release_key(caller.owner, key)
                 raise

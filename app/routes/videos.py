@@ -94,8 +94,7 @@ OwnVideo = Annotated[RolloutRecord, Depends(get_video)]
 @router.post("", openapi_extra=_body_schema())
 async def create_video(body: ReadBody, services: AppServices, caller: FromCaller) -> dict[str, Any]:
     """Begin a video; poll it, then fetch its content."""
-    record = await _create(body, services, caller)
-    services.rollouts.detach(record)
+    record = await _create(body, services, caller, later=True)
     return _describe(record, services)
 
 
@@ -104,7 +103,7 @@ async def create_video_and_wait(
     body: ReadBody, request: Request, services: AppServices, caller: FromCaller
 ) -> Response:
     """Make a video and answer with it. A client that goes away cancels it."""
-    record = await _create(body, services, caller)
+    record = await _create(body, services, caller, later=False)
     await wait_for_end(record, request, services.rollouts)
     video = _describe(record, services)
     if record.status == "cancelled":
@@ -161,7 +160,7 @@ async def delete_video(record: OwnVideo, services: AppServices) -> dict[str, Any
     return {"id": video_id(record.id), "object": "video.deleted", "deleted": True}
 
 
-async def _create(body: VideoBody, services: Services, caller: Caller) -> RolloutRecord:
+async def _create(body: VideoBody, services: Services, caller: Caller, *, later: bool) -> RolloutRecord:
     """Begin the rollout of a video; the model stays leased until it has been accepted."""
     with naming_video_fields():
         with _counting_refusals(services):
@@ -170,7 +169,7 @@ async def _create(body: VideoBody, services: Services, caller: Caller) -> Rollou
         try:
             with _counting_refusals(services):
                 rollout = to_rollout(body, model, lease.model.info, max_frames=services.settings.max_frames)
-            return await services.rollouts.create(rollout, caller)
+            return await services.rollouts.create(rollout, caller, later=later)
         finally:
             lease.release()
 

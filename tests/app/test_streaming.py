@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from app.follow import Follower
 from app.frames import FrameReader, chunk_name
+from app.live import LiveRollout
 from app.metrics import Metrics
 from app.schemas import OutputBody
 from app.store import NPZ, InMemoryStore, RolloutRecord
@@ -396,7 +397,7 @@ def test_chunks_become_one_file_at_the_end() -> None:
 
         job = Script(RolloutStarted(0.0), *chunks)
         follower = Follower(store, Metrics(CollectorRegistry()))
-        await follower.follow(record, job, lambda: None)
+        await follower.follow(LiveRollout(record, job))
         seen.append(await kept())
         reader = FrameReader(store, record)
         for index in (0, 3, 4, 5, 1):
@@ -404,7 +405,7 @@ def test_chunks_become_one_file_at_the_end() -> None:
             part = chunks[index >= 4].frames["depth"]
             assert np.array_equal(file.read("depth", place, place + 1)[0], part[index % 4])
         ended = RolloutEnded("succeeded", RolloutStats("none"))
-        await follower.follow(record, Script(ended), lambda: None)
+        await follower.follow(LiveRollout(record, Script(ended)))
         seen.append(await kept())
         assert seen == [(True, True, False), (False, False, True)]
         whole = np.concatenate([part.frames["depth"] for part in chunks])
