@@ -309,12 +309,14 @@ class ChunkFinished:
         frames: the frames that belong to the rollout (surplus ones are dropped), the observed ones before
             the first chunk's.
         state: from which another rollout can go on; ``None`` if surplus frames were dropped.
+        decode_seconds: that decoding it took.
     """
 
     first_frame: int
     frames: Frames
     stats: ChunkStats
     state: RolloutState | None = None
+    decode_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
