@@ -20,6 +20,7 @@ from app.bench import add_bench
 from app.calibrate import add_calibrate
 from app.drive.command import add_drive
 from app.files import ENCODERS, Encoder
+from app.key_command import add_key
 from app.loadtest.command import add_loadtest
 from app.options import add_model_options, given, make_console, positive
 from app.train import add_train
@@ -67,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(commands)
     add_loadtest(commands)
     add_drive(commands)
+    add_key(commands)
     return parser
 
 

@@ -26,13 +26,16 @@ class Follower:
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store, self._metrics = store, metrics
 
-    async def follow(self, record: RolloutRecord, job: Job, changed: Callable[[], None]) -> None:
+    async def follow(
+        self, record: RolloutRecord, job: Job, changed: Callable[[], None], deadline: float | None = None
+    ) -> None:
         """Keep the record true to the rollout's events until the last one.
 
         Args:
             record: of the rollout.
             job: where its events come from.
             changed: told after every change.
+            deadline: by ``time.monotonic()``, which no change of the wall clock moves.
         """
         queued = self._metrics.queue_depth.labels(record.model)
         active = self._metrics.active_rollouts.labels(record.model)
@@ -52,7 +55,7 @@ class Follower:
                     if trouble is None and (trouble := await self._keep_chunk(record, event)):
                         job.cancel()
                 else:
-                    await self._finish(record, event, trouble)
+                    await self._finish(record, event, trouble, deadline)
                 await self._store.save(record)
                 changed()
         finally:
@@ -72,13 +75,16 @@ class Follower:
         self._metrics.chunk_finished(record.model, record.policy, event.stats, count)
         return None
 
-    async def _finish(self, record: RolloutRecord, event: RolloutEnded, trouble: Exception | None) -> None:
+    async def _finish(
+        self, record: RolloutRecord, event: RolloutEnded, trouble: Exception | None, deadline: float | None
+    ) -> None:
         """Write the last word on a rollout: statistics, error, frames.
 
         Args:
             record: of the rollout.
             event: its last one.
             trouble: why a chunk could not be kept.
+            deadline: by ``time.monotonic()``.
         """
         status = event.status if trouble is None else "failed"
         error = trouble or event.error
@@ -92,8 +98,8 @@ class Follower:
                 logger.exception("the frames of rollout %s cannot be kept", record.id)
                 status, record.error = "failed", _public_error(failure)
         record.stats, record.finished_at = event.stats, time.time()
-        if record.deadline_at is not None:
-            record.deadline_met = status == "succeeded" and record.finished_at <= record.deadline_at
+        if deadline is not None:
+            record.deadline_met = status == "succeeded" and time.monotonic() <= deadline
         record.status = status
         self._metrics.rollout_ended(record.model, status, event.stats)
 

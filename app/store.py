@@ -118,7 +118,7 @@ class InMemoryStore:
         max_rollouts: most finished rollouts; the oldest go first.
         max_bytes: most bytes of artifacts; only live rollouts can exceed it.
         ttl_seconds: age at which a finished rollout goes.
-        clock: seconds since the epoch.
+        clock: seconds that never go back; ages are measured with it, whatever the records say.
     """
 
     def __init__(
@@ -127,11 +127,12 @@ class InMemoryStore:
         max_rollouts: int,
         max_bytes: int,
         ttl_seconds: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_rollouts, self._max_bytes, self._ttl = max_rollouts, max_bytes, ttl_seconds
         self._clock = clock
         self._records: OrderedDict[str, RolloutRecord] = OrderedDict()
+        self._ended_at: dict[str, float] = {}
         self._artifacts: dict[str, dict[str, bytes]] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._bytes = 0
@@ -184,13 +185,14 @@ class InMemoryStore:
     def _evict(self, keep: str | None = None) -> None:
         """Let go of finished rollouts that are too old, too many or too large."""
         finished = [r for r in self._records.values() if not r.live and r.id != keep]
-        limit = self._clock() - self._ttl
+        now = self._clock()
         for index, record in enumerate(finished):
-            old = (record.finished_at or record.created_at) < limit
+            old = self._ended_at.setdefault(record.id, now) < now - self._ttl
             if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
                 self._forget(record.id)
 
     def _forget(self, rollout_id: str) -> None:
+        self._ended_at.pop(rollout_id, None)
         if self._records.pop(rollout_id, None) is not None:
             self._bytes -= sum(len(data) for data in self._artifacts.pop(rollout_id).values())
             for bound in [key for key, (_, target) in self._keys.items() if target == rollout_id]:
