@@ -29,9 +29,11 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: setup ## measure load and sessions, into benchmarks/load.md and sessions.md; takes 40 minutes
+drills: setup ## measure load and sessions, send generated requests, open slow connections; takes an hour
 	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
 	$(BIN)/worldcache drive --output benchmarks/sessions.md
+	$(BIN)/python -m tests.drills.schema --requests 20000 --output benchmarks/schema.md
+	DRILL_CONNECTIONS=10000 $(BIN)/python -m pytest tests/app/test_connections.py
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
