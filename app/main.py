@@ -109,7 +109,8 @@ def create_app(
         retry_after=settings.retry_after_seconds,
         counted=metrics.sessions_changed,
     )
-    session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard)
+    snapshots = None if redis is None else redis.snapshots
+    session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard, snapshots)
     sockets = SocketRegistry()
 
     @asynccontextmanager
@@ -118,6 +119,7 @@ def create_app(
         if redis is not None:
             await redis.start(service, lambda: places - dispatcher.live)
         loading = asyncio.create_task(host.load_all())
+        writing = asyncio.create_task(session_service.keep_written())
         sweeping = asyncio.create_task(session_service.keep_swept())
         reading = asyncio.create_task(keys.keep_fresh())
         try:
@@ -131,6 +133,8 @@ def create_app(
             await asyncio.gather(
                 service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
             )
+            writing.cancel()
+            await session_service.hand_over()
             if redis is not None:
                 await redis.close()
             loading.cancel()
