@@ -99,11 +99,23 @@ function useModel(model) {
   caches[0] = null;
   state.set({ model });
   byId('start').replaceChildren(...(model.starts ?? []).map((name) => make('option', { value: name }, readable(name))));
+  offer(!model.presets || model.starts.length > 0);
   if (!model.presets) return;
   picker.use(model, game.policies);
   picker.show(caches[0]);
   controls.use(model.action_space);
   stage.use(model);
+  if (!controls.usable) offer(false);
+  else if (!model.starts.length) {
+    byId('actions').replaceChildren(make('p', { class: 'note' },
+      'This model begins from a picture of yours, which needs a program: use the HTTP interface.'));
+  }
+}
+
+/** Let sessions be begun, or not. */
+function offer(possible) {
+  byId('new-session').disabled = !possible;
+  byId('overlay-primary').disabled = !possible;
 }
 
 function showFigures() {
@@ -216,7 +228,7 @@ function giveFocusBack() {
   let pointed = false;
   addEventListener('pointerdown', () => { pointed = true; }, true);
   addEventListener('keydown', () => { pointed = false; }, true);
-  const back = ({ target }) => {
+    byId('new-session').disabled = !models.length || byId('overlay-primary').disabled;
     if (pointed && LIVE.has(state.values.phase) && !target.closest('.actions, .parameters')) {
       byId('stage').focus({ preventScroll: true });
     }
