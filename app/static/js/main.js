@@ -228,7 +228,7 @@ function giveFocusBack() {
   let pointed = false;
   addEventListener('pointerdown', () => { pointed = true; }, true);
   addEventListener('keydown', () => { pointed = false; }, true);
-    byId('new-session').disabled = !models.length || byId('overlay-primary').disabled;
+  const back = ({ target }) => {
     if (pointed && LIVE.has(state.values.phase) && !target.closest('.actions, .parameters')) {
       byId('stage').focus({ preventScroll: true });
     }
@@ -240,7 +240,7 @@ function giveFocusBack() {
 function watch() {
   let noticed;
   state.watch(['phase', 'frame', 'comparing', 'models'], ({ phase, frame, comparing, models }) => {
-    byId('new-session').disabled = !models.length;
+    byId('new-session').disabled = !models.length || byId('overlay-primary').disabled;
     const live = LIVE.has(phase);
     const still = !live || phase === 'busy' || phase === 'reconnecting';
     controls.enabled = live;
