@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Follower:
     """Keeps records true to what happens."""
 
-    def __init__(self, store: Store, metrics: Metrics, tracing: Tracing) -> None:
-        self._store, self._metrics, self._tracing = store, metrics, tracing
+    def __init__(self, store: Store, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._store, self._metrics, self._tracing = store, metrics, tracing or Tracing()
 
     async def follow(self, live: LiveRollout, deadline: float | None = None) -> None:
         """Keep the record true to the rollout's events until the last one, or until it was let go of.

@@ -57,7 +57,7 @@ class RolloutService:
         self._models, self._auditor, self._queue = models, auditor, queue
         self._dispatcher, self.store, self._metrics = dispatcher, store, metrics
         self._preparer = Preparer(settings, dispatcher, auditor.guard)
-        self._follower = Follower(store, metrics, tracing or Tracing())
+        self._follower = Follower(store, metrics, tracing)
         self._live: dict[str, LiveRollout] = {}
         self._drained = asyncio.Event()
         self.draining = False
