@@ -161,7 +161,7 @@ def test_a_synchronous_rollout_that_is_asked_for_again_asynchronously_survives(
 ) -> None:
     body, once = slow(24, seed=None), {"Idempotency-Key": "twin"}
     answers: list[httpx.Response] = []
-    with replica(redis_server, prefix) as other:
+    with replica(redis_server, prefix, ToyWorldModel(delay=0.01)) as other:
         with replica(redis_server, prefix, ToyWorldModel(delay=0.02), drain_seconds=0) as one:
             post = threading.Thread(
                 target=lambda: answers.append(one.post("/v1/rollouts", json=body, headers=once))
