@@ -100,8 +100,8 @@ class RedisStore:
                 return True
 
     async def remove(self, rollout_id: str) -> None:
-        self.held.drop(rollout_id)
         gone = await self._link.run("remove", rollout_id, int(1000 * self._bounds.removed_seconds))
+        self.held.drop(rollout_id)
         await self.held.clean(gone)
 
     async def list(
