@@ -100,8 +100,8 @@ class RedisStore:
                 return True
 
     async def remove(self, rollout_id: str) -> None:
-        self.held.drop(rollout_id)
         gone = await self._link.run("remove", rollout_id, int(1000 * self._bounds.removed_seconds))
+        self.held.drop(rollout_id)
         await self.held.clean(gone)
 
     async def list(
@@ -193,4 +193,5 @@ def _bring_up_to_date(record: RolloutRecord, fresh: RolloutRecord | None) -> Non
         record.status = "cancelled"
         return
     for one in fields(record):
-        setattr(record, one.name, getattr(fresh, one.name))
+        value = getattr(fresh, one.name)
+        setattr(record, one.name, value.copy() if isinstance(value, list) else value)  # its owner appends
