@@ -9,9 +9,15 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Where torch without CUDA is; an index of its own, so that nothing else comes from there unseen: hashes tell.
+TORCH_CPU ?= --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+LOCK := uv pip compile pyproject.toml --extra server --constraint constraints.txt --quiet --upgrade \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test drills lint format typecheck clean
+.PHONY: help setup run test drills lint format typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +26,7 @@ setup: $(STAMP) ## create .venv with everything that serving, training and testi
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,bench,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,models,train,bench,dev]'
 	touch $@
 
 run: setup ## serve on HOST:PORT (127.0.0.1:8000)
@@ -29,9 +35,10 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: setup ## measure load and sessions, into benchmarks/load.md and sessions.md; takes 40 minutes
+drills: setup ## load, sessions and killed servers, into benchmarks/load.md, sessions.md, kill.md; 50 minutes
 	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
 	$(BIN)/worldcache drive --output benchmarks/sessions.md
+	$(BIN)/worldcache killtest --output benchmarks/kill.md
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
@@ -43,6 +50,10 @@ format: setup ## bring every file into the format that lint asks for
 
 typecheck: setup ## run mypy
 	$(BIN)/mypy
+
+lock: ## write docker/requirements-*.lock, the image's packages with hashes; needs uv
+	$(LOCK) --output-file docker/requirements-cuda.lock
+	$(LOCK) $(TORCH_CPU) --output-file docker/requirements-cpu.lock
 
 clean: ## remove what can be made again: .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,6 +20,7 @@ from app.bench import add_bench
 from app.calibrate import add_calibrate
 from app.drive.command import add_drive
 from app.files import ENCODERS, Encoder
+from app.killtest.command import add_killtest
 from app.loadtest.command import add_loadtest
 from app.options import add_model_options, given, make_console, positive
 from app.train import add_train
@@ -67,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(commands)
     add_loadtest(commands)
     add_drive(commands)
+    add_killtest(commands)
     return parser
 
 
@@ -242,6 +244,7 @@ def _add_serve(commands: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import ValidationError
 
+    from app.logs import configure_logging
     from app.main import create_app
     from app.serving import serve
     from app.settings import Settings, check_binding
@@ -254,12 +257,14 @@ def _serve(arguments: argparse.Namespace) -> None:
         name = ".".join(str(part) for part in problem["loc"])
         raise InvalidInput(f"setting {name}: {problem['msg']}", param=name) from None
     check_binding(settings)
+    configure_logging(settings.log_level, settings.log_format)
     keep_freed_memory()
     serve(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,  # the middleware says more, and no queries
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worldcache.cameras import TRAJECTORIES, trajectory
 
 from app.errors import ApiError
 from app.schemas import CameraBody, ConditioningBody
 from worldcache.actions import CameraPoseActionSpace
+from worldcache.cameras import TRAJECTORIES, trajectory
 from worldcache.core import Conditioning, ModelInfo, Task
 from worldcache.errors import InvalidInput, UnknownName
 

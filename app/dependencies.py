@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
@@ -20,6 +20,7 @@ from app.session_store import Session
 from app.sessions import SessionService
 from app.settings import Settings
 from app.store import RolloutRecord, Store
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Services:
     sessions: SessionService
     sockets: SocketRegistry
     redis: RedisBackend | None = None
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 def get_services(connection: HTTPConnection) -> Services:

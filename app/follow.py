@@ -15,6 +15,7 @@ from app.live import LiveRollout
 from app.media import to_npz
 from app.metrics import Metrics
 from app.store import NPZ, Checkpoint, LeaseLost, RolloutRecord, Store
+from app.tracing import Tracing
 from worldcache.core import ChunkFinished, RolloutEnded, RolloutEvent, RolloutStarted, RolloutStats
 from worldcache.errors import InvalidInput, WorldCacheError
 
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Follower:
     """Keeps records true to what happens."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
-        self._store, self._metrics = store, metrics
+    def __init__(self, store: Store, metrics: Metrics, tracing: Tracing) -> None:
+        self._store, self._metrics, self._tracing = store, metrics, tracing
 
     async def follow(self, live: LiveRollout) -> None:
         """Keep the record true to the rollout's events until the last one, or until it was let go of."""
@@ -34,8 +35,10 @@ class Follower:
         queued.inc()
         started = False
         trouble: Exception | None = None
+        trace = self._tracing.rollout(live.record)
         try:
             async for event in live.job.events():
+                trace.hear(event)
                 if live.lost:
                     continue
                 if isinstance(event, RolloutStarted):
@@ -50,6 +53,7 @@ class Follower:
                 live.changed()
         finally:
             (active if started else queued).dec()
+            trace.end()
 
     async def refuse(self, record: RolloutRecord, error: Exception) -> None:
         """Write down that a rollout which was accepted cannot be run.

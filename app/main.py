@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -17,6 +18,7 @@ from app.audit import Auditor, PresetGuard
 from app.auth import ApiKeys, AuthMiddleware
 from app.catalogue import ModelSource, read_catalogue
 from app.dependencies import Services
+from app.device_memory import held_bytes, total_bytes
 from app.dispatcher import InProcessDispatcher
 from app.errors import install_error_handlers
 from app.metrics import Metrics
@@ -35,7 +37,8 @@ from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
 from app.settings import Settings
 from app.store import InMemoryStore, Store
-from worldcache.engine.engine import Limits
+from app.tracing import TracingMiddleware, make_tracing
+from worldcache.engine.engine import Limits, Tick
 from worldcache.models.base import WorldModel
 
 ENGINE_STOP_SECONDS = 60.0
@@ -55,13 +58,21 @@ def create_app(
         InvalidInput: the settings name a model, a device or a folder that there is not.
     """
     metrics = Metrics(CollectorRegistry())
+    for device in settings.devices:
+        metrics.add_device(device, partial(held_bytes, device), partial(total_bytes, device))
+    tracing = make_tracing(settings.otlp_endpoint)
+
+    def observe(tick: Tick) -> None:
+        metrics.ticked(tick)
+        tracing.ticked(tick)
+
     dispatcher = InProcessDispatcher(
         settings.devices,
         limits=Limits(settings.max_batch, settings.max_active, settings.rollout_memory_bytes),
         max_queue=settings.max_queue,
         max_per_client=settings.max_per_client,
         retry_after=settings.retry_after_seconds,
-        observer=metrics.ticked,
+        observer=observe,
     )
     host = ModelHost(
         read_catalogue(settings, models_by_name),
@@ -80,7 +91,7 @@ def create_app(
     )
     auditor = Auditor(settings, guard, host, dispatcher, store, metrics)
     queue = None if redis is None else redis.queue
-    service = RolloutService(settings, host, dispatcher, store, metrics, auditor, queue)
+    service = RolloutService(settings, host, dispatcher, store, metrics, auditor, queue, tracing)
     places = settings.max_active * len(settings.devices)
     session_store = InMemorySessionStore(
         max_sessions=settings.max_sessions,
@@ -112,6 +123,7 @@ def create_app(
                 await redis.close()
             loading.cancel()
             await to_thread.run_sync(dispatcher.close, ENGINE_STOP_SECONDS)
+            await to_thread.run_sync(tracing.close)
 
     app = FastAPI(
         title="WorldCache",
@@ -120,13 +132,14 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.services = Services(
-        settings, metrics, dispatcher, host, store, service, session_service, sockets, redis
+        settings, metrics, dispatcher, host, store, service, session_service, sockets, redis, tracing
     )
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(AuthMiddleware, keys=ApiKeys(settings.api_keys))
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
+    app.add_middleware(TracingMiddleware, tracing=tracing)
     app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
     for module in (rollouts, sessions, session_socket, videos, models, health, playground):
         app.include_router(module.router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -135,6 +136,18 @@ class Metrics:
         self.model_memory = Gauge(
             "worldcache_model_memory_bytes", "Bytes of the model's weights.", ("model",), registry=registry
         )
+        self.device_memory = Gauge(
+            "worldcache_device_memory_bytes",
+            "What the process holds of a device's memory.",
+            ("device",),
+            registry=registry,
+        )
+        self.device_memory_total = Gauge(
+            "worldcache_device_memory_total_bytes",
+            "What a device has, or the process may use of it.",
+            ("device",),
+            registry=registry,
+        )
         self.model_load_time = self._histogram(
             "worldcache_model_load_seconds", "Loading and warming of a model.", ("model",), SECONDS
         )
@@ -178,7 +191,7 @@ class Metrics:
         )
 
     def add_model(self, model: str) -> None:
-        """Show the gauges of a model from the start, not only after its first rollout."""
+        """Show a model from the start, not only after its first rollout or trouble."""
         for gauge in (
             self.queue_depth,
             self.active_rollouts,
@@ -187,6 +200,13 @@ class Metrics:
             self.model_memory,
         ):
             gauge.labels(model).set(0)
+        for counter in (self.frames, self.dropped_frames, self.model_load_failures, self.model_evictions):
+            counter.labels(model)
+
+    def add_device(self, device: str, held: Callable[[], float], total: Callable[[], float]) -> None:
+        """Show a device's memory; the functions give bytes and are called whenever metrics are read."""
+        self.device_memory.labels(device).set_function(held)
+        self.device_memory_total.labels(device).set_function(total)
 
     def ticked(self, tick: Tick) -> None:
         """Observer of the engine; may be called from any thread."""

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import error_response
+from app.logs import log_access, logging_as
 from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_ID = 128
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
+NO_CLIENT = "unknown"
 
 
 def new_request_id() -> str:
@@ -53,11 +55,12 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        with logging_as(request_id):
+            await self.app(scope, receive, send_with_id)
 
 
 class HttpMetricsMiddleware:
-    """Times requests by method, route template and status; never by path, which has no bound."""
+    """Times requests by method, route template and status; never by path, which has no bound. Logs them."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -83,6 +86,8 @@ class HttpMetricsMiddleware:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             seconds = time.perf_counter() - began
             self._metrics.http_time.labels(method, route, str(status)).observe(seconds)
+            client = scope["client"][0] if scope.get("client") else NO_CLIENT
+            log_access(method, scope["path"], route, status, seconds, client)
 
 
 class LastResortMiddleware:

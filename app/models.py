@@ -251,6 +251,7 @@ class ModelHost:
             self._metrics.model_memory.labels(hosted.id).set(model.memory_bytes)
             self._metrics.model_load_time.labels(hosted.id).observe(seconds)
             logger.info("model %s is warm after %.1f s", hosted.id, seconds)
+            logger.info("licence of model %s: %s", hosted.id, hosted.info.notice or hosted.info.licence)
             return
         await self._clear(hosted, [])
 

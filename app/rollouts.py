@@ -22,6 +22,7 @@ from app.prepare import Prepared, Preparer
 from app.schemas import RolloutBody
 from app.settings import Settings
 from app.store import Checkpoint, RolloutRecord, Store
+from app.tracing import Tracing
 from app.work import Order, WorkQueue, write_order
 from worldcache.core import RolloutStats
 from worldcache.engine.rollout import RolloutRequest
@@ -51,11 +52,12 @@ class RolloutService:
         metrics: Metrics,
         auditor: Auditor,
         queue: WorkQueue | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._models, self._auditor, self._queue = models, auditor, queue
         self._dispatcher, self.store, self._metrics = dispatcher, store, metrics
         self._preparer = Preparer(settings, dispatcher, auditor.guard)
-        self._follower = Follower(store, metrics)
+        self._follower = Follower(store, metrics, tracing or Tracing())
         self._live: dict[str, LiveRollout] = {}
         self._drained = asyncio.Event()
         self.draining = False

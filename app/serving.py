@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -80,13 +81,18 @@ async def _leave_in_order(services: Services, leave_seconds: float) -> None:
 
 
 def serve(app: FastAPI, **options: Any) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal comes; SIGTERM ends the process with exit code 0.
 
     Args:
         options: of :class:`uvicorn.Config`.
     """
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises a signal again once it has obeyed it
     server = make_server(app, **options)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(0)

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe messages that are logged."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines for people, or one JSON object a line for machines."
+    )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("doom",),
@@ -69,6 +72,11 @@ class Settings(BaseSettings):
     )
     offload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names of the models that keep on the host what is not in use, such as encoders."
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description="URL of an OpenTelemetry collector that takes traces over HTTP, such as "
+        "http://127.0.0.1:4318/v1/traces; none if empty.",
     )
     model_memory_bytes: int = Field(
         0,

@@ -15,6 +15,7 @@ from app.frames import FrameReader
 from app.media import MEDIA_TYPES, encode_picture, encode_video, from_npz, to_pixels
 from app.schemas import IMAGE_FORMATS, VIDEO_FORMATS
 from app.store import NPZ, RolloutRecord, Store
+from app.tracing import Tracing
 from worldcache.core import ChunkStats, Modality, ModelInfo, RolloutStats
 from worldcache.errors import DeadlineExceeded, InvalidInput
 
@@ -173,8 +174,16 @@ def count_scale(modality: Modality, format: str) -> float | None:
 class Artifacts:
     """Makes a rollout's files from its frames; videos are kept once they are made."""
 
-    def __init__(self, store: Store, record: RolloutRecord, info: ModelInfo, min_height: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        record: RolloutRecord,
+        info: ModelInfo,
+        min_height: int,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._store, self._record, self._info, self._min_height = store, record, info, min_height
+        self._tracing = tracing or Tracing()
         self._frames = FrameReader(store, record)
 
     async def rollout(self) -> dict[str, Any]:
@@ -209,7 +218,8 @@ class Artifacts:
             pixels = to_pixels(from_npz(npz)[modality], chosen)
             return encode_video(pixels, fps, format, self._min_height)
 
-        data = await to_thread.run_sync(encode)
+        with self._tracing.span("encode", modality=modality, format=format):
+            data = await to_thread.run_sync(encode)
         await self._store.put_artifact(self._record.id, name, data)
         return data
 
@@ -230,7 +240,8 @@ class Artifacts:
         def encode() -> bytes:
             return encode_picture(file.read(modality, place, place + 1)[0], chosen, format)
 
-        return await to_thread.run_sync(encode)
+        with self._tracing.span("encode", modality=modality, format=format):
+            return await to_thread.run_sync(encode)
 
     async def inline(self) -> dict[str, Any]:
         """What the request asked for, as base64 by modality."""

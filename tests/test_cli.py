@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import worldcache
-from app import serving
+from app import logs, serving
 from app.cli import main, parse_actions, parse_parameters
 from app.files import contact_sheet
 from tests.toy import ToyWorldModel
@@ -244,6 +244,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     for variable in [name for name in os.environ if name.startswith("WORLDCACHE_")]:
         monkeypatch.delenv(variable)
+    monkeypatch.setattr(logs, "configure_logging", lambda level, log_format: None)
     monkeypatch.setattr(serving, "serve", lambda app, **options: calls.append({"app": app, **options}))
     return calls
 

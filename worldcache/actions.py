@@ -19,6 +19,13 @@ ORTHONORMAL = 1e-2
 MOST_POSE = 1e6
 """Largest number in a pose; nothing in a scene is farther away than that."""
 
+NO_KEY = "none"
+"""The action of a frame in which no key is held."""
+
+
+ROUNDING = 2.0**-23
+"""How far a number may exceed a bound, relative to it, as it may have been rounded to float32."""
+
 
 class ActionSpace(ABC):
     """What a model can be told to do in one frame."""
@@ -69,6 +76,8 @@ class DiscreteActionSpace(ActionSpace):
 class BoxActionSpace(ActionSpace):
     """A vector a frame, each of whose numbers lies between two bounds, as a robot's joints or wheels.
 
+    A number that exceeds its bound by the rounding of float32 alone becomes the bound.
+
     Attributes:
         low, high: bounds of each number, in the unit that the model's description gives.
         names: what each number is.
@@ -103,9 +112,9 @@ class BoxActionSpace(ActionSpace):
                 f"an action is {len(self.names)} numbers: {', '.join(self.names)}", param=param
             )
         for name, number, low, high in zip(self.names, numbers, self.low, self.high, strict=True):
-            if not low <= number <= high:
+            if not low - abs(low) * ROUNDING <= number <= high + abs(high) * ROUNDING:
                 raise InvalidInput(f"{name} must be {low:g} to {high:g}, not {number:g}", param=param)
-        return numbers
+        return tuple(map(_clamp, numbers, self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,58 @@ class CameraPoseActionSpace(ActionSpace):
         return tuple((row[0], row[1], row[2], row[3]) for row in pose)
 
 
+@dataclass(frozen=True)
+class CameraOrKeysActionSpace(CameraPoseActionSpace):
+    """Which keys are held in a frame, or where the camera is; all actions of a request are of one kind.
+
+    Keys are given as one name: their letters, in any order, as ``w`` or ``jw``; ``none`` stands for no key.
+    Poses are in the coordinates of the observation's camera.
+
+    Attributes:
+        keys: the letters that there are.
+    """
+
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.keys or any(len(key) != 1 for key in self.keys):
+            raise ValueError("keys must be single letters, at least one")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "type": "camera_or_keys",
+            "keys": list(self.keys),
+            "no_key": NO_KEY,
+            "origin": "the observation's camera",
+        }
+
+    def parse(self, actions: Sequence[object], *, param: str = "actions") -> tuple[Any, ...]:
+        """Poses, or names of keys whose letters are sorted and differ."""
+        by_keys = bool(actions) and isinstance(actions[0], str)
+        for i, action in enumerate(actions):
+            if isinstance(action, str) != by_keys:
+                raise InvalidInput(
+                    "the actions of a request are all names of keys, or all poses", param=f"{param}.{i}"
+                )
+        if not by_keys:
+            return super().parse(actions, param=param)
+        return tuple(self._name(str(action), f"{param}.{i}") for i, action in enumerate(actions))
+
+    def _name(self, action: str, param: str) -> str:
+        if action == NO_KEY:
+            return action
+        unknown = sorted(set(action) - set(self.keys))
+        if unknown or not action:
+            told = f"there is no key {unknown[0]!r}" if unknown else "an action without a letter"
+            raise InvalidInput(
+                f"{told}: name the keys that are held, of {', '.join(self.keys)}, or {NO_KEY!r}",
+                param=param,
+                code="unknown_action",
+            )
+        return "".join(sorted(set(action)))
+
+
 def _numbers(value: object, count: int) -> tuple[float, ...] | None:
     """So many finite numbers, or ``None``."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
@@ -164,6 +225,10 @@ def _numbers(value: object, count: int) -> tuple[float, ...] | None:
     except OverflowError:  # an integer of hundreds of digits
         return None
     return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _clamp(number: float, low: float, high: float) -> float:
+    return min(max(number, low), high)
 
 
 def _is_rotation(rows: Sequence[Sequence[float]]) -> bool:

@@ -87,11 +87,28 @@ def _path(name: str, frames: int, distance: float, angle: float | None) -> Calla
     if name in _TURNS:
         side = _TURNS[name]
         if angle is None:
-            return lambda i: _pose(side * math.atan2(i, 2 * frames + 1 - i), 0.0, 0.0)
+            return lambda i: _looking_at(side * i, 2 * frames + 1 - i, 2 * frames + 1)
         whole = math.radians(angle)
         return lambda i: _pose(side * whole * i / frames, 0.0, 0.0)
     side, whole = _ORBITS[name], math.radians(ORBIT_ANGLE if angle is None else angle)
     return lambda i: _on_orbit(side * whole * i / frames, distance)
+
+
+def _looking_at(left: float, ahead: float, whole: float) -> Pose:
+    """A camera that looks at a point so far to the left and ahead, of a path that is ``whole`` long.
+
+    In the published numbers, a path of 100 units: pixels are rounded to one side or the other by their
+    last digit.
+    """
+    right, forward = left / whole * -100, (whole - ahead) / whole * -100 + 100
+    length = math.sqrt(right * right + forward * forward)
+    sine, cosine = -right / length, forward / length
+    return (
+        (cosine, 0.0, -sine, 0.0),
+        (0.0, 1.0, 0.0, 0.0),
+        (sine, 0.0, cosine, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
 
 
 def _on_orbit(angle: float, radius: float) -> Pose:

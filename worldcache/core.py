@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldcache.actions import ActionSpace
 from worldcache.errors import UnknownName
+
+Prediction: TypeAlias = Literal["flow", "v", "epsilon"]
+"""What a model's outputs y stand for: noise minus data, a velocity that keeps the variance, or noise."""
 
 Frames: TypeAlias = Mapping[str, NDArray[Any]]
 """Decoded frames by modality: ``rgb`` uint8 ``[F, H, W, 3]``, ``depth`` float32 ``[F, H, W]``."""
@@ -306,12 +309,14 @@ class ChunkFinished:
         frames: the frames that belong to the rollout (surplus ones are dropped), the observed ones before
             the first chunk's.
         state: from which another rollout can go on; ``None`` if surplus frames were dropped.
+        decode_seconds: that decoding it took.
     """
 
     first_frame: int
     frames: Frames
     stats: ChunkStats
     state: RolloutState | None = None
+    decode_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Track:
         sent: when each action was sent, by its number.
         shown: when the first picture of the first frame that shows it had come.
         told: seconds from its arrival to that picture, by the server.
+        computed: seconds that the step took to denoise and decode which shows it first.
         frames: when each frame's first picture had come.
         gaps: frames whose index was not the next one.
         dropped: frames that the server dropped.
@@ -39,6 +40,7 @@ class Track:
     sent: dict[int, float] = field(default_factory=dict)
     shown: dict[int, float] = field(default_factory=dict)
     told: dict[int, float] = field(default_factory=dict)
+    computed: dict[int, float] = field(default_factory=dict)
     frames: list[float] = field(default_factory=list)
     gaps: int = 0
     dropped: int = 0
@@ -53,6 +55,11 @@ class Track:
     def waits(self) -> list[float]:
         """Seconds from sending an action to its first frame."""
         return [at - self.sent[seq] for seq, at in self.shown.items()]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The same, over the compute of the step that shows it."""
+        return [(at - self.sent[seq]) / self.computed[seq] for seq, at in self.shown.items()]
 
 
 class Player:
@@ -79,6 +86,7 @@ class Player:
         self._random = random.Random(seed)
         self._numbers = itertools.count()
         self._next_index = 0
+        self._step_seconds = 0.0
         self.track = Track()
 
     async def lockstep(self, seconds: float) -> None:
@@ -145,6 +153,8 @@ class Player:
             if message["type"] == "frame":
                 await self._connection.recv()
                 self._note(message, time.monotonic())
+            elif message["type"] == "step":
+                self._step_seconds = step_seconds(message["stats"])
             elif message["type"] == "error":
                 self.track.errors.append(f"{message['error']['code']}: {message['error']['message']}")
         return str(message["type"])
@@ -160,6 +170,12 @@ class Player:
         if seq not in track.shown:
             track.shown[seq] = now
             track.told[seq] = frame["action_to_frame_ms"] / 1000
+            track.computed[seq] = self._step_seconds
+
+
+def step_seconds(stats: Mapping[str, Any]) -> float:
+    """What a step took to denoise and decode."""
+    return float(stats["denoise_ms"] + stats["decode_ms"]) / 1000
 
 
 @asynccontextmanager
@@ -182,7 +198,7 @@ async def playing(
     key = http.headers.get("Authorization")
     try:
         async with connect(
-            f"{base}{session['websocket']}?mode={mode}",
+            f"{base}{session['websocket']}?mode={mode}&details=true",
             additional_headers={"Authorization": key} if key else None,
             compression=None,
             proxy=None,

@@ -24,8 +24,8 @@ def as_markdown(findings: Findings, checks: Sequence[Check]) -> str:
         "",
         f"A step takes {_ms(compute.p50)} ms to denoise and decode (median of {compute.count} over HTTP with "
         f"nothing else going on; p95 {_ms(compute.p95)}). From sending an action to the first picture that "
-        "shows it, as the client measures it; `of a step` is over the same percentile of that. The server's "
-        "time is from the action's arrival until that picture is sent.",
+        "shows it, as the client measures it; `of its step` is over what the step that shows it took to "
+        "denoise and decode. The server's time is from the action's arrival until that picture is sent.",
         "",
         *_latencies(findings, {"lock-step": findings.lockstep, "free": findings.free}),
         "## Frame rate",
@@ -41,7 +41,7 @@ def as_markdown(findings: Findings, checks: Sequence[Check]) -> str:
         "## Together",
         "",
         f"Two sessions at once, one in each mode, and rollouts in the background: {background.succeeded} "
-        f"succeeded, {background.failed} failed. `of a step` is over a step that has the engine to itself.",
+        f"succeeded, {background.failed} failed.",
         "",
         *_latencies(findings, dict(zip(names, findings.together, strict=True))),
     ]
@@ -57,13 +57,13 @@ def _latencies(findings: Findings, drives: Mapping[str, Drive]) -> list[str]:
             str(drive.frames),
             str(drive.actions),
             *(_ms(value) for value in (drive.client.p50, drive.client.p95, drive.client.p99)),
-            *(f"{ratio:.3f}" for ratio in findings.ratios(drive)),
+            *(f"{ratio:.3f}" for ratio in (drive.ratio.p50, drive.ratio.p95)),
             *(_ms(value) for value in (drive.server.p50, drive.server.p95, drive.server.p99)),
             f"{drive.frames_per_second:.1f}",
         ]
         for name, drive in drives.items()
     ]
-    heading = ["mode", "s", "steps", "frames", "actions", "p50, ms", "p95", "p99", "p50 of a step", "p95"]
+    heading = ["mode", "s", "steps", "frames", "actions", "p50, ms", "p95", "p99", "p50 of its step", "p95"]
     heading += ["server p50, ms", "p95", "p99", "frames/s"]
     return table(heading, rows)
 

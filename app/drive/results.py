@@ -25,6 +25,7 @@ class Drive:
         errors: that the server told.
         client: from sending an action to the first picture that shows it, as the client measured it.
         server: from the action's arrival until that picture was sent, as the server did.
+        ratio: of the client's to the compute of the step that shows it.
         frames_per_second: between the first frame and the last one.
     """
 
@@ -39,6 +40,7 @@ class Drive:
     errors: Sequence[str]
     client: Spread
     server: Spread
+    ratio: Spread
     frames_per_second: float
 
     @property
@@ -62,6 +64,7 @@ def summarise_track(track: Track, mode: str, seconds: float, frames_per_step: in
         errors=track.errors,
         client=spread(track.waits),
         server=spread(list(track.told.values())),
+        ratio=spread(track.ratios),
         frames_per_second=(len(track.frames) - frames_per_step) / lasted if lasted else 0.0,
     )
 
@@ -111,13 +114,6 @@ class Findings:
             "together, lock-step": self.together[0],
             "together, free": self.together[1],
         }
-
-    def ratios(self, drive: Drive) -> tuple[float, float]:
-        """Action to frame over the compute of one step: median over median, and p95 over p95.
-
-        Like over like, as a machine with other work makes some steps slow whoever waits for them.
-        """
-        return drive.client.p50 / self.compute.p50, drive.client.p95 / self.compute.p95
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""

@@ -38,9 +38,9 @@ def measure_backbone(
     """
     context = model.begin(Observation(start=model.info.starts[0]))
     action = model.info.action_space.parse([0])
-    size, generator = model.info.chunk_frames, torch.Generator().manual_seed(0)
-    condition = model.condition(context, action * size, generator)
-    latent = model.initial_latent(condition, size, generator)
+    size, noise = model.info.chunk_frames, torch.Generator().manual_seed(0)
+    condition = model.condition(context, action * size, noise)
+    latent = model.initial_latent(condition, size, noise)
     rows = [Row(latent, TOP_TIMESTEP * (1 - i / max(sizes)), condition) for i in range(max(sizes))]
     generator = random.Random(0)
     taken: dict[int, list[float]] = {size: [] for size in sizes}

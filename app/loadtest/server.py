@@ -65,10 +65,10 @@ def start_server(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
     Raises:
         WorldCacheError: it does not become ready; the message has the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     variables = [f"WORLDCACHE_{name.upper()}={value}" for name, value in settings.items()]
     serve = [sys.executable, "-m", "app.cli", "serve", "--host", HOST, "--port", str(port)]
-    with tempfile.TemporaryFile() as log, _ending_in_order():
+    with tempfile.TemporaryFile() as log, ending_in_order():
         process = subprocess.Popen(["env", *variables, *serve], stdout=log, stderr=subprocess.STDOUT)
         try:
             url = f"http://{HOST}:{port}"
@@ -84,7 +84,7 @@ def start_server(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
+def ending_in_order() -> Iterator[None]:
     """Let SIGTERM end this process as an exit does, so that it takes its server with it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may decide about signals
@@ -100,7 +100,8 @@ def _ending_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

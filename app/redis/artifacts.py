@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.artifacts import StorageFailed
 from app.redis.keys import Keys
 from app.redis.link import Link
-from app.store import StoreDown
 
 STRAY_MS = 3_600_000
 """Bytes that no rollout has asked for after this long go by themselves."""
@@ -20,13 +18,7 @@ class RedisArtifacts:
         self._link, self._keys = link, keys
 
     async def put(self, key: str, data: bytes) -> None:
-        try:
-            await self._link.call("SET", self._keys.blob(key), data, "PX", STRAY_MS)
-        except StoreDown as error:
-            if self._link.up:
-                message = "the frames cannot be kept: Redis has no memory left; try again later"
-                raise StorageFailed(message) from error
-            raise
+        await self._link.call("SET", self._keys.blob(key), data, "PX", STRAY_MS)
 
     async def get(self, key: str) -> bytes | None:
         data: bytes | None = await self._link.call("GET", self._keys.blob(key))

@@ -140,12 +140,12 @@ class RedisBackend:
             try:
                 self._hurry.clear()
                 await self.store.beat(self._span_ms)
-                await self.store.write_back()
                 self._metrics.work_backlog.set(await self.queue.length())
             except StoreDown:
                 logger.debug("no sign of life while Redis is away")
             except Exception:
                 logger.exception("no sign of life could be given")
+            await self.store.write_back()
             try:
                 await asyncio.wait_for(self._hurry.wait(), self._lease_seconds / BEATS)
             except TimeoutError:

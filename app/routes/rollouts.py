@@ -181,7 +181,9 @@ def _info(services: Services, record: RolloutRecord) -> ModelInfo:
 
 
 def _artifacts(services: Services, record: RolloutRecord) -> Artifacts:
-    return Artifacts(services.store, record, _info(services, record), services.settings.video_min_height)
+    return Artifacts(
+        services.store, record, _info(services, record), services.settings.video_min_height, services.tracing
+    )
 
 
 def _events(services: Services, record: RolloutRecord, request: Request) -> RolloutEvents:

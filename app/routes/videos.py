@@ -219,7 +219,7 @@ def _describe(record: RolloutRecord, services: Services) -> dict[str, Any]:
 async def _content(record: RolloutRecord, services: Services) -> bytes:
     info = services.models.info(record.model)
     height = video_height(record, info, services.settings.video_min_height)
-    artifacts = Artifacts(services.store, record, info, height)
+    artifacts = Artifacts(services.store, record, info, height, services.tracing)
     return await artifacts.video(pictures_of(record, info)[0], "mp4")
 
 

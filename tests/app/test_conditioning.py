@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from worldcache.cameras import TRAJECTORIES
 
 from tests.app.conftest import rollout_body, serving
 from tests.toy import SIZE, ToyWorldModel
 from worldcache.actions import CameraPoseActionSpace
+from worldcache.cameras import TRAJECTORIES
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, Observation, Task
 
 EYE = np.eye(4).tolist()
@@ -206,8 +206,8 @@ def test_sessions_go_on_behind_the_observed_frame(client: httpx.Client, model: C
 
 
 def test_videos_have_a_length_that_the_model_has(client: httpx.Client, model: CameraToy) -> None:
-    video = client.post("/v1/videos", json={"model": "toy", "seconds": 0.4, "prompt": "a hall"}).json()
-    assert video["num_frames"] == 9  # 7 frames at 17.5 a second; 5 and 9 can be had
+    video = client.post("/v1/videos", json={"model": "toy", "seconds": 0.45, "prompt": "a hall"}).json()
+    assert video["num_frames"] == 9  # 8 frames at 17.5 a second; 5 and 9 can be had
     video = client.post("/v1/videos", json={"model": "toy", "num_frames": 5}).json()
     assert video["num_frames"] == 5
     refused = client.post("/v1/videos", json={"model": "toy", "num_frames": 7}).json()["error"]

@@ -38,6 +38,7 @@ def track(steps: int, **changes: Any) -> Track:
         sent={seq: float(seq) for seq in range(steps)},
         shown={seq: seq + 0.5 for seq in range(steps)},
         told=dict.fromkeys(range(steps), 0.4),
+        computed=dict.fromkeys(range(steps), 0.48),
         frames=[seq + 0.5 for seq in range(steps) for _ in range(4)],
     )
     return replace(seen, **changes)
@@ -145,7 +146,14 @@ def test_a_frame_or_an_action_that_is_missing_is_no_pass(changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"compute": spread([0.4])}, "lock-step: action to frame"),
+        (
+            {
+                "lockstep": summarise_track(
+                    track(10, computed=dict.fromkeys(range(10), 0.4)), "lockstep", 10.0, 4
+                )
+            },
+            "lock-step: action to frame",
+        ),
         ({"fps": 5.0}, "frames come as fast"),
         ({"memory": summarise_memory([(float(at), 500.0 + at) for at in range(100)], 100.0)}, "memory grows"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -182,7 +182,7 @@ def test_measuring_does_not_change_a_rollout() -> None:
 
     for policy in ("taylor", "worldcache", "easycache"):
         measured = denoiser(policy, 16)
-        other = Unmeasured(measured.model, measured.policy, (0,) * 4, 16, 1.0, chunk_generator(7, 0))
+        other = Unmeasured(measured.model, replace(measured.task, generator=chunk_generator(7, 0)))
         run(measured)
         while not other.done:
             other.advance(other.take(other.view.to_tokens(other.model.evaluate(other.rows()))).tolist())

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+from worldcache.actions import BoxActionSpace
 from worldcache.client import InvalidInput, ModelDescription
 from worldcache.client.gym import spaces
+from worldcache.errors import InvalidInput as ServerInvalidInput
 
 
 def model(action_space: dict[str, Any], *modalities: str) -> ModelDescription:
@@ -35,6 +37,19 @@ def model(action_space: dict[str, Any], *modalities: str) -> ModelDescription:
 )
 def test_a_box(low: Any, high: Any, expected: Box) -> None:
     assert spaces.action_space(model({"type": "box", "shape": [2], "low": low, "high": high})) == expected
+
+
+def test_the_ends_of_a_box_are_actions_of_the_model() -> None:
+    """Gymnasium's boxes are float32: their ends may lie a rounding outside the model's."""
+    own = BoxActionSpace(low=(-0.1, 0.1), high=(0.1, 0.7), names=("forward", "turn"))
+    box = spaces.action_space(model(own.describe()))
+    sent = [spaces.encode_action(box, end) for end in (box.low, box.high)]
+    assert float(sent[1][0]) > 0.1, "a rounding outside"
+    low, high = own.parse(sent)
+    assert low == pytest.approx((-0.1, 0.1)) and high == pytest.approx((0.1, 0.7))
+    assert low[0] == -0.1 and high[0] == 0.1, "what lies outside is brought back"
+    with pytest.raises(ServerInvalidInput, match=r"forward must be -0\.1 to 0\.1"):
+        own.parse([[0.10001, 0.5]])
 
 
 def test_actions_that_no_space_has_are_refused() -> None:

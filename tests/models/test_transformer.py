@@ -45,7 +45,7 @@ def test_rows_with_their_own_timesteps_do_not_mix(model: ActionTransformer3DMode
     together = model(*batch).sample
     for row in range(3):
         alone = model(*(x[row : row + 1] for x in batch)).sample
-        assert torch.allclose(together[row], alone[0], atol=1e-5, rtol=1e-4)
+        assert torch.allclose(together[row], alone[0], atol=1e-6 * float(alone.abs().max()), rtol=1e-4)
 
 
 @torch.inference_mode()

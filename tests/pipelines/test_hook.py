@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import worldcache
 from tests.pipelines.toy import ToyTransformer, latent, sample, toy_pipe
+from worldcache.pipelines.summary import TransformerStep
 
 
 class ContextToy(ToyTransformer, CacheMixin):
@@ -168,6 +169,33 @@ def test_a_value_that_is_not_finite_is_not_reused() -> None:
     for index, t in enumerate(pipe.scheduler.timesteps):
         model(latent() * (float("nan") if index == 0 else 1.0), t)
     assert decisions(pipe) == {(None, 0): "FF..F"}
+
+
+def test_an_observer_is_told_of_every_call() -> None:
+    pipe = toy_pipe(ToyTransformer())
+    told: list[TransformerStep] = []
+    worldcache.enable(pipe, "interval", interval=3, observer=told.append)
+    sample(pipe, steps=4, scales=(1.0, -3.0))
+    places = [(step.index, step.full) for step in told]
+    assert places == [(index, index % 3 == 0) for index in range(4) for _ in range(2)]
+    assert {(step.tokens, step.drift, step.fell_back) for step in told} == {(6, None, False)}
+    sample(pipe, steps=4)
+    assert len(told) == 12
+    assert len({id(step.course) for step in told[:8]}) == len({id(step.course) for step in told[8:]}) == 1
+    assert told[0].course is not told[8].course
+
+
+def test_an_observer_is_told_of_drift_and_of_values_that_are_not_finite() -> None:
+    pipe = toy_pipe(model := ToyTransformer())
+    told: list[TransformerStep] = []
+    worldcache.enable(pipe, warmup_steps=3, drift_threshold=1e9, max_skip=2, observer=told.append)
+    pipe.scheduler.set_timesteps(8)
+    x = latent()
+    for index, t in enumerate(pipe.scheduler.timesteps):
+        output = model(x * (float("nan") if index == 0 else 1.0), t / 1000)[0]
+        x = pipe.scheduler.step(output.nan_to_num(), t, x, return_dict=False)[0]
+    assert [step.fell_back for step in told] == [True, True, True] + [False] * 5
+    assert all((step.drift == 0) == step.full for step in told)
 
 
 def test_what_the_pipeline_does_to_an_output_is_not_predicted_from() -> None:

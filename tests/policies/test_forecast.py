@@ -254,6 +254,25 @@ def run_v(data: Data, noise: Tensor, **parameters: object) -> tuple[list[Tensor]
     return used, decisions, latents
 
 
+def test_noise_prediction_is_exact_where_the_data_is_linear_in_log_snr(noise: Tensor):
+    angles = tuple(math.pi / 2 * (0.95 - 0.9 * step / STEPS) for step in range(STEPS))
+    alphas, sigmas = tuple(map(math.cos, angles)), tuple(map(math.sin, angles))
+    snr, slope = log_snr(sigmas, alphas), torch.linspace(-1, 1, 20).view(5, 4)
+    policy = make_policy("forecast", full_steps=3)
+    state = policy.reset(Schedule(sigmas, alphas, LAYOUT, "epsilon"))
+    cached = 0
+    for step in range(STEPS):
+        latent = alphas[step] * slope * snr[step] + sigmas[step] * noise
+        inputs = StepInput(lambda latent=latent: latent)
+        wanted = (latent - alphas[step] * slope * snr[step]) / sigmas[step]
+        if policy.should_compute(state, step, inputs):
+            policy.plan(state, policy.learn(state, step, wanted, inputs).tolist())
+        elif state.slope is not None:
+            torch.testing.assert_close(policy.predict(state, step, inputs), wanted)
+            cached += 1
+    assert cached
+
+
 def test_v_prediction_is_exact_where_the_data_is_linear_in_log_snr(noise: Tensor):
     slope, snr = torch.linspace(-1, 1, 20).view(5, 4), log_snr(V_SCHEDULE.sigmas, V_SCHEDULE.alphas)
 
@@ -272,5 +291,5 @@ def test_v_prediction_is_exact_where_the_data_is_linear_in_log_snr(noise: Tensor
 
 def test_v_prediction_needs_levels_that_keep_the_variance():
     flow = Schedule(SIGMAS, tuple(1 - sigma for sigma in SIGMAS), LAYOUT, "v")
-    with pytest.raises(InvalidInput, match="v-prediction"):
+    with pytest.raises(InvalidInput, match="keeps the variance"):
         make_policy("forecast").reset(flow)

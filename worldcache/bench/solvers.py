@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldcache.core import Prediction
 from worldcache.errors import UnknownName
 from worldcache.models.base import WorldModel
 from worldcache.sampler import FlowMatchSampler, Sampler
@@ -42,6 +43,7 @@ class MultistepSampler:
         self.alphas = tuple(1 - sigma for sigma in sigmas)
         self.timesteps = tuple(1000 * sigma for sigma in sigmas)
         self.deltas: tuple[float, ...] | None = None
+        self.prediction: Prediction = "flow"
 
     def step(self, index: int, output: Tensor, latent: Tensor, generator: torch.Generator) -> Tensor:
         timestep = self._scheduler.timesteps[index]

@@ -267,7 +267,8 @@ class Rollout:
         try:
             began = time.perf_counter()
             frames = self.model.decode(latent)
-            output.decode_seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            output.decode_seconds += seconds
             stats = denoiser.stats(chunk)
         except Exception as error:
             logger.error("a chunk cannot be decoded", exc_info=error)
@@ -280,7 +281,7 @@ class Rollout:
         shown = observed if self.request.state is None else 0
         first = observed if chunk else observed - shown  # observed frames are shown once, or not at all
         kept = {name: array[first : observed + wanted] for name, array in frames.items()}
-        self.listener(ChunkFinished(generated + shown if chunk else 0, kept, stats, state))
+        self.listener(ChunkFinished(generated + shown if chunk else 0, kept, stats, state, seconds))
 
     def _say_end(self, status: str, error: Exception | None) -> None:
         output = self._output

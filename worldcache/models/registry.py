@@ -28,6 +28,10 @@ _LOADERS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
 
+PICKLES = ("*.pt", "*.pth", "*.bin")
+PICKLED_BYTES = 2
+"""Of a float in a pickle, which cannot be looked into without loading it: such checkpoints are halves."""
+
 INTEGER_BYTES = 8
 """Of a weight that is no float; there are hardly any."""
 
@@ -87,8 +91,8 @@ def load_model(
 def weight_bytes(name: str, *, path: str | Path | None = None, dtype: str = "float32") -> int:
     """Bytes that the weights of a model would take once loaded; 0 if there are none to be read.
 
-    Reads the heads of the folder's safetensors files, and neither imports the model's package nor loads
-    anything.
+    Reads the heads of the folder's safetensors files and the sizes of its pickles, and neither imports the
+    model's package nor loads anything.
 
     Args:
         name, path, dtype: as of :func:`load_model`.
@@ -103,7 +107,10 @@ def weight_bytes(name: str, *, path: str | Path | None = None, dtype: str = "flo
     package = Path(__file__).parents[1].joinpath(*module.split(".")[1:-1])
     folder = Path(path) if path is not None else package / "pretrained"
     try:
-        return sum(_file_bytes(file, DTYPES[dtype].itemsize) for file in folder.rglob("*.safetensors"))
+        size = DTYPES[dtype].itemsize
+        known = sum(_file_bytes(file, size) for file in folder.rglob("*.safetensors"))
+        pickled = sum(file.stat().st_size for ending in PICKLES for file in folder.rglob(ending))
+        return known + pickled * size // PICKLED_BYTES
     except (OSError, SafetensorError):
         return 0
 

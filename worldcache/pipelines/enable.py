@@ -22,7 +22,7 @@ from worldcache.pipelines.hook import HOOK_NAME, CacheHook
 from worldcache.pipelines.layout import layout_rules
 from worldcache.pipelines.levels import NoiseLevels
 from worldcache.pipelines.position import AnnouncedSteps, NoSteps, SchedulerSteps, StepSource
-from worldcache.pipelines.summary import CacheSummary
+from worldcache.pipelines.summary import CacheSummary, Observer, ignore
 from worldcache.policies import Schedule, TokenLayout, make_policy
 from worldcache.policies.registry import AnyPolicy, describe
 from worldcache.policies.teacache import TeaCachePolicy
@@ -38,6 +38,7 @@ def enable(
     scheduler: object | None = None,
     layout: str | None = None,
     patch_size: int | Sequence[int] | None = None,
+    observer: Observer = ignore,
     **parameters: object,
 ) -> None:
     """Let a policy answer those calls of a pipeline's transformers that it can predict.
@@ -52,13 +53,14 @@ def enable(
             Inferred from its shape and the transformer's config if left out.
         patch_size: latent pixels of a token, one number or (frames, rows, columns); the
             transformer's own if left out.
+        observer: told of every call of a transformer, once it is answered, in the calling thread.
         parameters: parameters of the policy.
 
     Raises:
         UnknownName: no policy has this name.
         InvalidInput: an argument cannot be used, or the cache is enabled already; ``param`` names it.
     """
-    modules = _transformers(pipe_or_transformer)
+    modules = transformers_of(pipe_or_transformer)
     chosen = _choose(policy, parameters)
     alone = isinstance(pipe_or_transformer, nn.Module)
     if scheduler is not None and not alone:
@@ -78,7 +80,7 @@ def enable(
     owner = scheduler if alone else pipe_or_transformer
     for name, module in modules.items():
         source: StepSource = NoSteps() if owner is None else SchedulerSteps(owner)
-        hook = CacheHook(chosen, source, rules[name])
+        hook = CacheHook(chosen, source, rules[name], observer)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
 
 
@@ -99,7 +101,7 @@ def summary(pipe_or_transformer: object) -> CacheSummary:
         InvalidInput: there is no cache; ``param`` is ``pipe_or_transformer``.
     """
     hooks = _enabled(pipe_or_transformer)
-    names = {id(module): name for name, module in _transformers(pipe_or_transformer).items()}
+    names = {id(module): name for name, module in transformers_of(pipe_or_transformer).items()}
     branches = [branch for module, hook in hooks.items() for branch in hook.summarise(names[id(module)])]
     return CacheSummary(describe(next(iter(hooks.values())).policy), tuple(branches))
 
@@ -169,7 +171,7 @@ def _choose(policy: str | AnyPolicy, parameters: Mapping[str, object]) -> AnyPol
     return chosen
 
 
-def _transformers(target: object) -> dict[str, nn.Module]:
+def transformers_of(target: object) -> dict[str, nn.Module]:
     """The transformers of a pipeline by name, or a transformer alone.
 
     Raises:
@@ -194,7 +196,7 @@ def _transformers(target: object) -> dict[str, nn.Module]:
 
 def _enabled(target: object) -> dict[nn.Module, CacheHook]:
     """The transformers that have a cache, each with its hook."""
-    hooks = {module: _hook(module) for module in _transformers(target).values()}
+    hooks = {module: _hook(module) for module in transformers_of(target).values()}
     found = {module: hook for module, hook in hooks.items() if hook is not None}
     if not found:
         raise InvalidInput(

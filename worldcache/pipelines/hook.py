@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worldcache.pipelines.layout import LayoutRules
 from worldcache.pipelines.levels import NoiseLevels
 from worldcache.pipelines.position import AnnouncedSteps, StepSource
-from worldcache.pipelines.summary import BranchSummary
+from worldcache.pipelines.summary import BranchSummary, Observer, TransformerStep, ignore
 from worldcache.pipelines.walk import Walk
 from worldcache.policies.registry import AnyPolicy
 
@@ -89,6 +89,7 @@ class CacheHook(ModelHook):  # type: ignore[misc]
         policy: decides and predicts.
         source: says which step a call belongs to.
         rules: how the transformer's outputs become tokens.
+        observer: told of every call that was answered.
 
     Attributes:
         announced: steps that go before ``source`` while :func:`worldcache.steps` runs.
@@ -96,13 +97,16 @@ class CacheHook(ModelHook):  # type: ignore[misc]
 
     _is_stateful = True
 
-    def __init__(self, policy: AnyPolicy, source: StepSource, rules: LayoutRules) -> None:
+    def __init__(
+        self, policy: AnyPolicy, source: StepSource, rules: LayoutRules, observer: Observer = ignore
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.contexts = Contexts()
         self.announced: AnnouncedSteps | None = None
         self._source = source
         self._rules = rules
+        self._observer = observer
         self._call: PipelineCall | None = None
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -143,6 +147,9 @@ class CacheHook(ModelHook):  # type: ignore[misc]
             branch.walk = walk
         branch.decisions.append("F" if full else ".")
         call.made[name] += 1
+        self._observer(
+            TransformerStep(call.course, call.index, full, walk.tokens, walk.drift, walk.fell_back)
+        )
         return output
 
     def summarise(self, transformer: str) -> tuple[BranchSummary, ...]:

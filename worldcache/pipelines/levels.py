@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from worldcache.core import Prediction
 from worldcache.errors import InvalidInput
 
 
@@ -21,17 +22,19 @@ class NoiseLevels:
     Attributes:
         sigmas: noise level of each step, falling.
         alphas: signal level of each step.
+        prediction: what outputs are.
     """
 
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
+    prediction: Prediction = "flow"
 
     def __len__(self) -> int:
         return len(self.sigmas)
 
     def since(self, first: int) -> NoiseLevels:
         """Those of the steps from ``first`` on."""
-        return NoiseLevels(self.sigmas[first:], self.alphas[first:])
+        return NoiseLevels(self.sigmas[first:], self.alphas[first:], self.prediction)
 
 
 def noise_levels(scheduler: Any) -> NoiseLevels:
@@ -54,17 +57,23 @@ def noise_levels(scheduler: Any) -> NoiseLevels:
             levels = 1 - levels if inverted else levels
             return NoiseLevels(_floats(levels), _floats(1 - levels))
         alphas = (1 + levels**2).rsqrt()
-        return NoiseLevels(_floats(levels * alphas), _floats(alphas))
+        return NoiseLevels(_floats(levels * alphas), _floats(alphas), _prediction(scheduler))
     if cumulated is not None:
         timesteps = torch.as_tensor(scheduler.timesteps).cpu().long()
         signal = torch.as_tensor(cumulated).cpu().double()[timesteps]
-        return NoiseLevels(_floats((1 - signal).sqrt()), _floats(signal.sqrt()))
+        return NoiseLevels(_floats((1 - signal).sqrt()), _floats(signal.sqrt()), _prediction(scheduler))
     raise InvalidInput(
         f"{type(scheduler).__name__} has neither sigmas nor alphas_cumprod; "
         "go through the steps with worldcache.steps(transformer, sigmas)",
         param="scheduler",
         code="not_supported",
     )
+
+
+def _prediction(scheduler: Any) -> Prediction:
+    """What outputs are where no flow is matched; ``flow``, which then fits no policy, for what is unknown."""
+    kinds: dict[str, Prediction] = {"v_prediction": "v", "epsilon": "epsilon"}
+    return kinds.get(scheduler.config.get("prediction_type", "epsilon"), "flow")
 
 
 def _is_flow(scheduler: Any, sigmas: torch.Tensor, cumulated: object) -> bool:

@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, eq=False)
+class TransformerStep:
+    """One call of a transformer, as an observer is told of it.
+
+    Attributes:
+        course: what stands for the schedule; the same object in all its steps, and another one in the next.
+        index: index of the denoise step in it.
+        full: whether it was FULL.
+        tokens: tokens of the output.
+        drift: accumulated drift after the step, ``None`` for policies without one.
+        fell_back: whether a value that is not finite makes the next step FULL.
+    """
+
+    course: object
+    index: int
+    full: bool
+    tokens: int
+    drift: float | None
+    fell_back: bool
+
+
+Observer: TypeAlias = Callable[[TransformerStep], None]
+
+
+def ignore(step: TransformerStep) -> None:
+    """An observer that does nothing."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class Walk:
         first: index of the walk's first step in it.
         rules: how outputs become tokens.
         signature: what every call of the walk has in common.
+
+    Attributes:
+        fell_back: whether the latest step showed a value that is not finite, which makes the next one FULL.
     """
 
     def __init__(
@@ -42,6 +45,18 @@ class Walk:
         self._signature = signature
         self._layout: OutputLayout | None = None
         self._state: PolicyState | None = None
+        self.fell_back = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an output; known from the first step on."""
+        assert self._layout is not None
+        return self._layout.tokens.num_tokens
+
+    @property
+    def drift(self) -> float | None:
+        """Accumulated drift after the latest step, ``None`` for policies without one."""
+        return None if self._state is None else self._state.drift
 
     @property
     def done(self) -> bool:
@@ -61,7 +76,7 @@ class Walk:
         Returns:
             What the transformer returned or would have returned, and whether the step was FULL.
         """
-        step = self.next - self._first
+        step, self.fell_back = self.next - self._first, False
         inputs = StepInput(lambda: self._latent(sample))
         with torch.no_grad():
             if self._may_skip(step, inputs):
@@ -84,10 +99,14 @@ class Walk:
             self._layout = OutputLayout(output, self._rules)
             self._first, step = self.next, 0
             levels = self._levels.since(self._first)
-            self._state = self._policy.reset(Schedule(levels.sigmas, levels.alphas, self._layout.tokens))
+            schedule = Schedule(levels.sigmas, levels.alphas, self._layout.tokens, levels.prediction)
+            self._state = self._policy.reset(schedule)
             self._policy.should_compute(self._state, step, inputs)
         evidence = self._policy.learn(self._state, step, self._layout.to_tokens(output), inputs)
+        assert self._state is not None
+        before = self._state.fallbacks
         self._policy.plan(self._state, evidence.tolist())
+        self.fell_back = self._state.fallbacks > before
 
     def _latent(self, sample: object) -> Tensor:
         assert self._layout is not None

@@ -91,9 +91,9 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
     interpolation between D0 and D in place of extrapolation. What the latent lacks by that, the next
     predicted step adds.
 
-    With v-prediction ``D = alpha x - sigma y`` and ``u = log(alpha / sigma)``. Such samplers add noise or
-    are no Euler steps, so that the latent has to be looked at: a cached step returns
-    ``(alpha x - D0 - (u - u0) S) / sigma``, and nothing is corrected.
+    With v-prediction ``D = alpha x - sigma y``, with noise prediction ``D = (x - sigma y) / alpha``, and
+    ``u = log(alpha / sigma)``. Such samplers add noise or are no Euler steps, so that the latent has to be
+    looked at: a cached step returns the output that stands for ``D0 + (u - u0) S``, and nothing is corrected.
 
     A budget places its steps evenly in ``sigma^(1/spacing)``. With a tolerance, the error that the
     newest FULL output showed in the extrapolation to it, per modality, is scaled by
@@ -122,16 +122,16 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         """A fresh state.
 
         Raises:
-            InvalidInput: the schedule is neither one of flow matching nor one of v-prediction that keeps
-                the variance, or its noise levels do not fall.
+            InvalidInput: the schedule is neither one of flow matching nor one that keeps the variance, or
+                its noise levels do not fall.
         """
         sigmas, power = schedule.sigmas, 1 if schedule.prediction == "flow" else 2
         falling = all(a > b for a, b in pairwise(sigmas))
         whole = all(abs(a**power + s**power - 1) < 1e-4 for a, s in zip(schedule.alphas, sigmas, strict=True))
         if not (falling and whole and 0 < sigmas[-1] and sigmas[0] <= 1):
             raise InvalidInput(
-                "policy 'forecast' needs flow matching or v-prediction: noise levels that fall from 1 at "
-                "most to above 0",
+                "policy 'forecast' needs flow matching, or v- or noise prediction that keeps the variance: "
+                "noise levels that fall from 1 at most to above 0",
                 param="sigmas",
             )
         full = self.config.full_steps
@@ -208,7 +208,9 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         if state.slope is not None:
             data = torch.add(data, state.slope, alpha=state.coordinate[step] - state.coordinate[state.newest])
         sigma, alpha = state.schedule.sigmas[step], state.schedule.alphas[step]
-        return torch.sub(inputs.latent() * alpha, data).div_(sigma)
+        if state.schedule.prediction == "v":
+            return torch.sub(inputs.latent() * alpha, data).div_(sigma)
+        return torch.sub(inputs.latent(), data, alpha=alpha).div_(sigma)
 
     def _change(self, state: ForecastState, step: int, output: Tensor, data: Tensor | None) -> Tensor:
         """What the data prediction gained since the newest FULL step, D - D0.
@@ -254,6 +256,8 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
 
 
 def _data(state: ForecastState, step: int, output: Tensor, latent: Tensor) -> Tensor:
-    """The data prediction of a v-prediction, ``alpha x - sigma y``."""
-    schedule = state.schedule
-    return torch.sub(latent * schedule.alphas[step], output, alpha=schedule.sigmas[step])
+    """The data prediction that an output stands for, other than in flow matching."""
+    sigma, alpha = state.schedule.sigmas[step], state.schedule.alphas[step]
+    if state.schedule.prediction == "v":
+        return torch.sub(latent * alpha, output, alpha=sigma)
+    return torch.sub(latent, output, alpha=sigma).div_(alpha)

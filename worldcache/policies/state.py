@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-Prediction: TypeAlias = Literal["flow", "v"]
+from worldcache.core import Prediction
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class Schedule:
         alphas: signal level of each step (``1 - sigma`` for flow matching).
         layout: the token layout of the outputs.
         prediction: what outputs y are, given the latent x and the data prediction D: ``flow`` for
-            ``D = x - sigma y``, ``v`` for ``D = alpha x - sigma y``.
+            ``D = x - sigma y``, ``v`` for ``D = alpha x - sigma y``, ``epsilon`` for
+            ``D = (x - sigma y) / alpha``.
     """
 
     sigmas: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""The golden tensors of Voyager: ``tests/golden/voyager``, or ``$WORLDCACHE_GOLDEN/voyager``."""
+"""The golden tensors of Voyager: ``$WORLDCACHE_GOLDEN/voyager``, or else ``tests/golden/voyager``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ OURS = Path(__file__).parents[2] / "golden" / "voyager"
 
 
 def folder() -> Path:
-    root = os.environ.get("WORLDCACHE_GOLDEN")
-    return Path(root) / "voyager" if root else OURS
+    other = Path(os.environ.get("WORLDCACHE_GOLDEN") or OURS.parent) / "voyager"
+    return other if other.is_dir() else OURS
 
 
 def read(

@@ -1,0 +1,34 @@
+"""The tiny model, through the same loading code as the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.models.sana_wm.tiny import write_folder
+from worldcache.models.registry import load_model
+from worldcache.models.sana_wm.world import SanaWMWorldModel
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("sana-wm"))
+
+
+@pytest.fixture(scope="package")
+def model(folder: Path) -> SanaWMWorldModel:
+    """Without a text encoder."""
+    return load(folder)
+
+
+@pytest.fixture(scope="package")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> SanaWMWorldModel:
+    """With one."""
+    return load(write_folder(tmp_path_factory.mktemp("sana-wm-text"), text_encoder=True))
+
+
+def load(folder: Path) -> SanaWMWorldModel:
+    loaded = load_model("sana-wm", path=folder)
+    assert isinstance(loaded, SanaWMWorldModel)
+    return loaded
