@@ -77,7 +77,7 @@ OwnRollout = Annotated[RolloutRecord, Depends(get_rollout)]
 
 async def get_session(session_id: str, services: AppServices, owner: Owner) -> Session:
     """The session of the path, if it is open and belongs to whoever asks."""
-    return await services.sessions.store.find(session_id, owner)
+    return await services.sessions.find(session_id, owner)
 
 
 OwnSession = Annotated[Session, Depends(get_session)]

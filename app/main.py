@@ -100,7 +100,8 @@ def create_app(
         retry_after=settings.retry_after_seconds,
         counted=metrics.sessions_changed,
     )
-    session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard)
+    snapshots = None if redis is None else redis.snapshots
+    session_service = SessionService(settings, host, dispatcher, session_store, metrics, guard, snapshots)
     sockets = SocketRegistry()
 
     @asynccontextmanager
@@ -109,6 +110,7 @@ def create_app(
         if redis is not None:
             await redis.start(service, lambda: places - dispatcher.live)
         loading = asyncio.create_task(host.load_all())
+        writing = asyncio.create_task(session_service.keep_written())
         sweeping = asyncio.create_task(session_service.keep_swept())
         try:
             yield
@@ -119,6 +121,8 @@ def create_app(
             await asyncio.gather(
                 service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
             )
+            writing.cancel()
+            await session_service.hand_over()
             if redis is not None:
                 await redis.close()
             loading.cancel()

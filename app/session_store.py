@@ -159,6 +159,9 @@ class SessionStore(Protocol):
     async def list(self, owner: str, *, limit: int, after: str | None) -> list[Session]:
         """An owner's open sessions, newest first, at most ``limit``, from behind ``after`` on."""
 
+    async def all(self) -> Sequence[Session]:
+        """Every open session."""
+
     async def close(self, session: Session) -> None:
         """Let go of a session."""
 
@@ -236,6 +239,9 @@ class InMemorySessionStore:
             ids = [session.id for session in mine]
             mine = mine[ids.index(after) + 1 :] if after in ids else []
         return mine[:limit]
+
+    async def all(self) -> Sequence[Session]:
+        return [*self._sessions.values()]
 
     async def close(self, session: Session) -> None:
         self._bury(session, "was closed")

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -23,10 +23,11 @@ from app.audit import PresetGuard
 from app.auth import Caller
 from app.branches import Branch, BranchRunner, Keep
 from app.dispatcher import InProcessDispatcher
-from app.errors import ApiError, Unavailable
+from app.errors import ApiError, NotFound, Unavailable
 from app.metrics import Metrics
 from app.models import ModelHost
 from app.schemas import RestoreBody, SessionBody, SnapshotBody
+from app.session_keeper import SessionKeeper, SnapshotStore
 from app.session_reader import SessionReader, check_rewind, committed_step
 from app.session_store import CommittedStep, Outcome, Session, SessionStore
 from app.settings import Settings
@@ -66,6 +67,7 @@ class SessionService:
         store: keeps the sessions.
         metrics: count.
         guard: knows which presets are replaced.
+        snapshots: keep sessions beyond the end of this server; ``None`` for no longer than that.
     """
 
     def __init__(
@@ -76,13 +78,40 @@ class SessionService:
         store: SessionStore,
         metrics: Metrics,
         guard: PresetGuard,
+        snapshots: SnapshotStore | None = None,
     ) -> None:
         self._settings, self._models, self._dispatcher = settings, models, dispatcher
         self.store, self._metrics, self._guard = store, metrics, guard
         self._reader = SessionReader(settings)
         self._branches = BranchRunner(dispatcher, guard, metrics)
         self._steps: dict[str, _Step] = {}
+        self._finding = asyncio.Lock()
         self._draining = False
+        self._keeper: SessionKeeper | None = None
+        if snapshots is not None:
+            ttl = settings.session_ttl_seconds
+            self._keeper = SessionKeeper(snapshots, self.snapshot, self._restore, ttl)
+
+    async def find(self, session_id: str, owner: str) -> Session:
+        """An owner's open session; one whose server has ended comes back where it was last written down.
+
+        Raises:
+            NotFound: there never was one.
+            ApiError: 410, it was closed or has expired; 409, it is at another server.
+        """
+        try:
+            return await self.store.find(session_id, owner)
+        except NotFound:
+            if self._keeper is None or self._draining:
+                raise
+        async with self._finding:
+            with suppress(NotFound):
+                return await self.store.find(session_id, owner)  # somebody else has found it
+            session = await self._keeper.find(session_id, owner)
+            if session is None:
+                raise NotFound(f"there is no session {session_id!r}", code="unknown_session")
+            await self.store.add(session)
+            return session
 
     async def create(self, body: SessionBody | RestoreBody, caller: Caller) -> Session:
         """Open a session, at a start or where a snapshot was taken.
@@ -257,6 +286,8 @@ class SessionService:
     async def close(self, session: Session) -> None:
         """Close a session; a step that is being taken is dropped."""
         await self.store.close(session)
+        if self._keeper is not None:
+            await self._keeper.remove(session)
         step = self._steps.get(session.id)
         if step is not None and step.branch is not None:
             step.branch.job.cancel()
@@ -270,6 +301,28 @@ class SessionService:
         while True:
             await asyncio.sleep(min(MAX_SWEEP_SECONDS, self._settings.session_ttl_seconds / 2))
             await self.store.sweep()
+
+    async def keep_written(self) -> None:
+        """Write changed sessions down from time to time, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.session_snapshot_seconds)
+            try:
+                await self._write_down()
+            except Exception:
+                logger.exception("sessions could not be written down")
+
+    async def hand_over(self) -> None:
+        """Write every session down for the last time, and let other servers have them."""
+        if self._keeper is not None:
+            await self._write_down()
+            await self._keeper.leave(await self.store.all())
+
+    async def _write_down(self) -> None:
+        if self._keeper is None:
+            return
+        for session in await self._keeper.keep_changed(await self.store.all()):
+            logger.warning("session %s is at another server now", session.id)
+            await self.store.close(session)
 
     async def drain(self, seconds: float) -> None:
         """Take no more steps; let those on their way finish for a while, then drop them."""

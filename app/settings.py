@@ -144,6 +144,9 @@ class Settings(BaseSettings):
     session_max_frames: int = Field(
         100_000, ge=1, description="Most frames of one session; its actions are kept for its snapshots."
     )
+    session_snapshot_seconds: float = Field(
+        2.0, gt=0, description="Time between two snapshots of a session that changes, if there is a Redis."
+    )
     session_free_run_seconds: float = Field(
         60.0, gt=0, description="Silence of a client after which its freely running world is paused."
     )

@@ -14,9 +14,11 @@ from app.artifacts import ArtifactStore
 from app.metrics import Metrics
 from app.redis.artifacts import RedisArtifacts
 from app.redis.changes import Changes
+from app.redis.holdings import Bounds
 from app.redis.keys import Keys
 from app.redis.link import Link
-from app.redis.store import Bounds, RedisStore
+from app.redis.sessions import RedisSnapshots
+from app.redis.store import RedisStore
 from app.redis.work import RedisQueue
 from app.redis.worker import Worker
 from app.rollouts import RolloutService
@@ -64,6 +66,7 @@ class RedisBackend:
             max_queue=settings.work_max_queue,
             max_per_client=settings.max_per_client,
         )
+        self.snapshots = RedisSnapshots(self.link, self.keys, self.replica)
         self._changes = Changes(self.link, self.keys, self._ended, self._news)
         self.store.changes = self._changes
         self._hurry = asyncio.Event()
@@ -103,7 +106,7 @@ class RedisBackend:
             await asyncio.wait(self._tasks)
         await self._changes.close()
         try:
-            await self.store.write_back()
+            await self.store.held.write_back()
             await self.link.call("DEL", f"{self.keys.prefix}replica:{self.replica}")
         except StoreDown:
             logger.warning("Redis is away; others will find out by themselves that this server has ended")
@@ -126,26 +129,26 @@ class RedisBackend:
             self._hurry.set()
 
     async def _heal(self) -> None:
-        await self.store.beat(self._span_ms)
-        await self.store.write_back()
+        await self.store.held.beat(self._span_ms)
+        await self.store.held.write_back()
         self._news()
 
     @property
     def _span_ms(self) -> int:
-        return int(1000 * BEATS * self._lease_seconds)
+        return int(1000 * self._lease_seconds)
 
     async def _keep_alive(self) -> None:
         """Show that this process lives, several times a lease."""
         while True:
             try:
                 self._hurry.clear()
-                await self.store.beat(self._span_ms)
+                await self.store.held.beat(self._span_ms)
                 self._metrics.work_backlog.set(await self.queue.length())
             except StoreDown:
                 logger.debug("no sign of life while Redis is away")
             except Exception:
                 logger.exception("no sign of life could be given")
-            await self.store.write_back()
+            await self.store.held.write_back()
             try:
                 await asyncio.wait_for(self._hurry.wait(), self._lease_seconds / BEATS)
             except TimeoutError:

@@ -386,6 +386,30 @@ for i = 4, #ARGV, 2 do
 end
 return found
 """,
+        # Write a session down: its key, replica, snapshot, owner, client, when it was made, time to live.
+        "keep_session": """
+local key, replica, data, owner, client, created, ttl = unpack(ARGV, 2)
+local home = call('HGET', key, 'home')
+if home and home ~= replica then return 0 end
+call('HSET', key, 'home', replica, 'data', data, 'owner', owner, 'client', client, 'created', created)
+call('PEXPIRE', key, ttl)
+return 1
+""",
+        # Have a session, unless it is at a server that lives: its key, replica, owner.
+        "take_session": """
+local key, replica, owner = unpack(ARGV, 2)
+if call('HGET', key, 'owner') ~= owner then return {} end
+local home = call('HGET', key, 'home')
+if home and home ~= replica and call('EXISTS', P .. 'replica:' .. home) == 1 then return {'elsewhere'} end
+call('HSET', key, 'home', replica)
+local has = call('HMGET', key, 'data', 'client', 'created')
+return {'taken', has[1], has[2], has[3]}
+""",
+        # Let any server have a session: its key, replica.
+        "leave_session": """
+if call('HGET', ARGV[2], 'home') == ARGV[3] then call('HDEL', ARGV[2], 'home') end
+return 1
+""",
         # A token of a bucket: its name, tokens a second, most. Answers 0, or microseconds until there is one.
         "rate": """
 local time = call('TIME')

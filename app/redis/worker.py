@@ -122,7 +122,7 @@ class Worker:
         counts = True
         try:
             record = taken.record()
-            held = self._store.hold(record, taken.token)
+            held = self._store.held.hold(record, taken.token)
             if self._queue.spent(taken):
                 held.parked = f"{taken.tries} tries without finishing another chunk"
                 await self._park(record, held.parked)
@@ -155,9 +155,9 @@ class Worker:
             return
         rest = REST_SECONDS * 2**taken.tries if counts else 0.0
         with suppress(StoreDown):  # its silence says the same
-            await self._store.settle(held)
+            await self._store.held.settle(held)
             await self._queue.release(taken, counts=counts, rest_seconds=rest)
-        self._store.held.pop(taken.rollout_id, None)
+        self._store.held.drop(taken.rollout_id)
 
     async def _park(self, record: RolloutRecord, reason: str) -> None:
         """Give a rollout up for good, and keep its order for whoever wants to know why."""

@@ -187,7 +187,7 @@ async def _step(
     """One step of several, or why there is none."""
     sessions = services.sessions
     try:
-        session = await sessions.store.find(entry.session_id, caller.owner)
+        session = await sessions.find(entry.session_id, caller.owner)
         if repeated:
             message = f"session {session.id!r} is named twice; it takes one step at a time"
             raise ApiError(409, "step_in_progress", message)

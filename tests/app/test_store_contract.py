@@ -13,9 +13,10 @@ import pytest
 
 from app.artifacts import ArtifactStore, FileArtifacts, MemoryArtifacts
 from app.redis.artifacts import RedisArtifacts
+from app.redis.holdings import Bounds
 from app.redis.keys import Keys
 from app.redis.link import Link
-from app.redis.store import Bounds, RedisStore
+from app.redis.store import RedisStore
 from app.schemas import OutputBody
 from app.store import InMemoryStore, RolloutRecord, Store
 from tests.app.redis.server import RedisServer
