@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.local", description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="to listen on, at 127.0.0.1 (8000)")
     parser.add_argument("--replicas", type=int, default=2, help="how many (2)")
+    parser.add_argument("--most", type=int, help="replicas when there is much to do (as many as always)")
     parser.add_argument("--gpus", type=float, default=0, help="of each replica (0: it computes on the CPU)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -122,11 +123,21 @@ def _run(arguments: argparse.Namespace, redis_url: str) -> None:
     from ray import serve
 
     options: dict[str, Any] = {
-        "num_replicas": arguments.replicas,
         "ray_actor_options": {"num_cpus": 0, "num_gpus": arguments.gpus},
         "max_ongoing_requests": 1000,
         "graceful_shutdown_timeout_s": 60,
     }
+    if arguments.most is None:
+        options["num_replicas"] = arguments.replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": arguments.replicas,
+            "max_replicas": arguments.most,
+            "target_ongoing_requests": 2,
+            "upscale_delay_s": 2,
+            "downscale_delay_s": 10,
+            "policy": {"policy_function": "deploy.ray.scaling:by_ongoing_work"},
+        }
     settings = {"redis_url": redis_url}
     serve.run(build({"settings": settings, "options": options}), name="worldcache", route_prefix="/")
 

@@ -71,6 +71,7 @@ class Members:
         self._others: dict[str, Member] = {}
         self._touched: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self, url: str) -> None:
         """Tell the others of this replica from now on.
@@ -86,6 +87,7 @@ class Members:
 
     async def close(self) -> None:
         """Send nobody here any more."""
+        self._closed = True  # a cancellation that meets the end of a call may get lost in it
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -138,7 +140,7 @@ class Members:
         return f"{self._link.prefix}ray:{name}"
 
     async def _keep_beating(self) -> None:
-        while True:
+        while not self._closed:
             await asyncio.sleep(self._silence_seconds / BEATS)
             try:
                 await self._beat()

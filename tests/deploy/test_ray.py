@@ -153,14 +153,6 @@ def test_a_session_is_driven_from_anywhere(client: httpx.Client, doors: dict[str
         pass
 
 
-def test_a_header_of_the_replicas_opens_nothing(client: httpx.Client, doors: dict[str, httpx.Client]) -> None:
-    first, second = doors.values()
-    session_id = open_session_at(first)
-    forged = {"X-Worldcache-Peer": "guessed", "X-Worldcache-Client": "192.0.2.1"}
-    assert second.get(f"/v1/sessions/{session_id}", headers=forged).status_code == 200
-    assert client.delete(f"/v1/sessions/{session_id}").status_code == 200
-
-
 def test_accepted_work_survives_a_replica(
     cluster: Cluster, client: httpx.Client, doors: dict[str, httpx.Client]
 ) -> None:
