@@ -35,10 +35,12 @@ run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: setup ## load, sessions and killed servers, into benchmarks/load.md, sessions.md, kill.md; 50 minutes
+drills: setup ## load, sessions, killed servers, generated requests and slow connections, into benchmarks/; over an hour
 	$(BIN)/worldcache loadtest --output benchmarks/load.md $(ARGS)
 	$(BIN)/worldcache drive --output benchmarks/sessions.md
 	$(BIN)/worldcache killtest --output benchmarks/kill.md
+	$(BIN)/python -m tests.drills.schema --requests 20000 --output benchmarks/schema.md
+	DRILL_CONNECTIONS=10000 $(BIN)/python -m pytest tests/app/test_connections.py
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import hmac
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from urllib.parse import urlsplit
 
-from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import error_response
+from app.keys import ApiKey, KeyRing
+from app.ratelimit import RateLimiter
 
 ANYONE = "anyone"
 """The owner of everything while no keys are configured."""
@@ -27,26 +25,6 @@ KEY_SUBPROTOCOL = "bearer."
 """Begins the subprotocol with which a browser, which cannot set headers, presents its key."""
 
 
-_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
-
-
-def same_origin(origin: str, host: str) -> bool:
-    """Whether a page is of the server that it talks to.
-
-    Args:
-        origin: the ``Origin`` header.
-        host: the ``Host`` header; what ends TLS in front of the server may have kept the scheme to itself.
-    """
-    try:
-        parts = urlsplit(origin.lower())
-    except ValueError:
-        return False
-    port = _DEFAULT_PORTS.get(parts.scheme)
-    if port is None or not parts.netloc:
-        return False
-    return parts.netloc.removesuffix(port) == host.lower().removesuffix(port)
-
-
 @dataclass(frozen=True)
 class Caller:
     """Where a request comes from.
@@ -55,38 +33,26 @@ class Caller:
         owner: who may see what it makes.
         client: who takes turns with others: the owner, or an address while nobody needs a key.
         arrived: by ``time.monotonic()``.
+        models: that it may use; ``None`` for all.
     """
 
     owner: str
     client: str
     arrived: float
+    models: frozenset[str] | None = None
 
 
-class ApiKeys:
-    """The configured keys.
+ANYONES_KEY = ApiKey(ANYONE, (), operator=True)
+"""What may be done while no key is asked for."""
 
-    Args:
-        keys: empty if no key is asked for.
-    """
 
-    def __init__(self, keys: Sequence[SecretStr]) -> None:
-        self._keys = tuple(key.get_secret_value().encode() for key in keys)
-
-    def owner(self, authorization: str) -> str | None:
-        """The owner that an ``Authorization`` header stands for, ``None`` if it opens nothing.
-
-        An owner is a digest of the key, so that the key itself is never stored. All keys are compared,
-        each in constant time.
-        """
-        if not self._keys:
-            return ANYONE
-        scheme, _, credentials = authorization.partition(" ")
-        given = credentials.strip().encode("utf-8", "surrogateescape")
-        found: str | None = None
-        for key in self._keys:
-            if hmac.compare_digest(key, given) and scheme.lower() == "bearer":
-                found = hashlib.sha256(key).hexdigest()[:32]
-        return found
+def presented_key(authorization: str, keys: KeyRing) -> ApiKey | None:
+    """The key that an ``Authorization`` header stands for, ``None`` if it opens nothing."""
+    if not keys.needed:
+        return ANYONES_KEY
+    scheme, _, credentials = authorization.partition(" ")
+    found = keys.find(credentials.strip().encode("utf-8", "surrogateescape"))
+    return found if scheme.lower() == "bearer" else None
 
 
 def _authorization(scope: Scope) -> str:
@@ -108,19 +74,26 @@ def _from_base64(text: str) -> str:
 
 
 class AuthMiddleware:
-    """Answers 401 on ``/v1/*`` without a valid key, before the body is read."""
+    """Answers 401 on ``/v1/*`` without a valid key, 429 beyond the key's rate, before the body is read.
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    Args:
+        keys: that open the server.
+        limiter: counts the requests of keys that have a rate.
+        refused: told of the code of a refusal because of the rate.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, limiter: RateLimiter, refused: Callable[[str], None]
+    ) -> None:
         self.app = app
-        self._keys = keys
+        self._keys, self._limiter, self._refused = keys, limiter, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = scope["type"] in ("http", "websocket")
-        if not asked or not f"{scope['path']}/".startswith("/v1/"):
+        if not is_api(scope):
             await self.app(scope, receive, send)
             return
-        owner = self._keys.owner(_authorization(scope))
-        if owner is None:
+        key = presented_key(_authorization(scope), self._keys)
+        if key is None:
             response = error_response(
                 scope["state"]["request_id"],
                 401,
@@ -130,5 +103,22 @@ class AuthMiddleware:
             )
             await response(scope, receive, send)
             return
-        scope["state"]["owner"] = owner
+        wait = 0.0 if key.rate is None else await self._limiter.take(key.name, key.rate)
+        if key.rate is not None and wait:
+            self._refused("rate_limited")
+            response = error_response(
+                scope["state"]["request_id"],
+                429,
+                "rate_limited",
+                f"this key may send {key.rate.per_minute:g} requests a minute; wait {wait:.1f} s",
+                headers={"Retry-After": str(math.ceil(wait)), "Connection": "close"},
+            )
+            await response(scope, receive, send)
+            return
+        scope["state"]["key"] = key
         await self.app(scope, receive, send)
+
+
+def is_api(scope: Scope) -> bool:
+    """Whether a connection asks for something of the API, and not for a page or a health check."""
+    return scope["type"] in ("http", "websocket") and f"{scope['path']}/".startswith("/v1/")

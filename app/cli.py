@@ -20,6 +20,7 @@ from app.bench import add_bench
 from app.calibrate import add_calibrate
 from app.drive.command import add_drive
 from app.files import ENCODERS, Encoder
+from app.key_command import add_key
 from app.killtest.command import add_killtest
 from app.loadtest.command import add_loadtest
 from app.options import add_model_options, given, make_console, positive
@@ -69,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_loadtest(commands)
     add_drive(commands)
     add_killtest(commands)
+    add_key(commands)
     return parser
 
 

@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection
 
 from app.auth import ANYONE, Caller
 from app.dispatcher import InProcessDispatcher
-from app.errors import NotFound
+from app.errors import ApiError, NotFound
+from app.keys import ApiKey
 from app.metrics import Metrics
 from app.models import ModelHost
 from app.redis.backend import RedisBackend
@@ -47,21 +48,40 @@ def get_services(connection: HTTPConnection) -> Services:
 AppServices = Annotated[Services, Depends(get_services)]
 
 
-def get_owner(connection: HTTPConnection) -> str:
-    """Who is asking, as the authentication found out."""
-    owner: str = connection.state.owner
-    return owner
+def get_key(connection: HTTPConnection) -> ApiKey:
+    """The key that was presented, as the authentication found out."""
+    key: ApiKey = connection.state.key
+    return key
+
+
+PresentedKey = Annotated[ApiKey, Depends(get_key)]
+
+
+def get_owner(key: PresentedKey) -> str:
+    """Who is asking: a name, which stays when the key is replaced."""
+    return key.name
 
 
 Owner = Annotated[str, Depends(get_owner)]
 
 
-def get_caller(connection: HTTPConnection, owner: Owner) -> Caller:
+def get_caller(connection: HTTPConnection, key: PresentedKey) -> Caller:
     address = connection.client.host if connection.client else ""
-    return Caller(owner, address if owner == ANYONE else owner, connection.state.arrived)
+    client = address if key.name == ANYONE else key.name
+    return Caller(key.name, client, connection.state.arrived, key.models)
 
 
 FromCaller = Annotated[Caller, Depends(get_caller)]
+
+
+def check_operator(key: PresentedKey) -> None:
+    """Refuse whoever may not load and unload models.
+
+    Raises:
+        ApiError: 403.
+    """
+    if not key.operator:
+        raise ApiError(403, "not_an_operator", "this key may not load or unload models; ask an operator")
 
 
 async def get_rollout(rollout_id: str, services: AppServices, owner: Owner) -> RolloutRecord:

@@ -183,6 +183,7 @@ class InProcessDispatcher:
         limits: of each engine.
         max_queue: most rollouts on a device that wait behind the active ones.
         max_per_client: most rollouts of one client, waiting or active.
+        limit_of: a client's own number in its place, if it has one.
         retry_after: seconds that a refused client is asked to wait while nothing has been measured.
         observer: told of every tick, on the engine's thread.
     """
@@ -196,7 +197,9 @@ class InProcessDispatcher:
         max_per_client: int,
         retry_after: int,
         observer: Callable[[Tick], None],
+        limit_of: Callable[[str], int | None] = lambda client: None,
     ) -> None:
+        self._limit_of = limit_of
         self._lanes = {device: _Lane(device, limits, observer) for device in devices}
         self._limits, self._capacity = limits, limits.max_active + max_queue
         self._max_per_client, self._retry_after = max_per_client, retry_after
@@ -265,11 +268,12 @@ class InProcessDispatcher:
         if sum(job.request.priority < Priority.IDLE for job in lane.jobs) >= self._capacity:
             message = "the server is full; try again later"
             raise Unavailable("queue_full", message, retry_after=self._seconds_until_room(lane))
-        if self._by_client[client] >= self._max_per_client:
+        limit = self._limit_of(client) or self._max_per_client
+        if self._by_client[client] >= limit:
             raise ApiError(
                 429,
                 "too_many_rollouts",
-                f"at most {self._max_per_client} rollouts of one client at a time; wait for some to end",
+                f"at most {limit} rollouts of one client at a time; wait for some to end",
                 headers={"Retry-After": str(self._seconds_until_room(lane))},
             )
 

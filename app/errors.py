@@ -28,6 +28,7 @@ _CODES = MappingProxyType(
     {
         400: "bad_request",
         401: "unauthorized",
+        403: "forbidden",
         404: "not_found",
         405: "method_not_allowed",
         413: "body_too_large",

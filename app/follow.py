@@ -28,8 +28,13 @@ class Follower:
     def __init__(self, store: Store, metrics: Metrics, tracing: Tracing) -> None:
         self._store, self._metrics, self._tracing = store, metrics, tracing
 
-    async def follow(self, live: LiveRollout) -> None:
-        """Keep the record true to the rollout's events until the last one, or until it was let go of."""
+    async def follow(self, live: LiveRollout, deadline: float | None = None) -> None:
+        """Keep the record true to the rollout's events until the last one, or until it was let go of.
+
+        Args:
+            live: the rollout.
+            deadline: by ``time.monotonic()``, which no change of the wall clock moves.
+        """
         model = live.record.model
         queued, active = self._metrics.queue_depth.labels(model), self._metrics.active_rollouts.labels(model)
         queued.inc()
@@ -46,7 +51,7 @@ class Follower:
                     queued.dec()
                     active.inc()
                 try:
-                    trouble = await self._take(live, event, trouble)
+                    trouble = await self._take(live, event, trouble, deadline)
                 except LeaseLost:
                     logger.warning("rollout %s is others' now", live.record.id)
                     live.lose()
@@ -77,7 +82,7 @@ class Follower:
         await self._store.save(record)
 
     async def _take(
-        self, live: LiveRollout, event: RolloutEvent, trouble: Exception | None
+        self, live: LiveRollout, event: RolloutEvent, trouble: Exception | None, deadline: float | None
     ) -> Exception | None:
         """Write an event down; returns why a chunk could not be kept, now or before."""
         record = live.record
@@ -92,7 +97,7 @@ class Follower:
         elif live.released and event.status == "cancelled" and trouble is None:
             return None
         else:
-            await self._finish(live, event, trouble)
+            await self._finish(live, event, trouble, deadline)
         await self._store.save(record, checkpoint)
         return trouble
 
@@ -137,13 +142,16 @@ class Follower:
             logger.exception("the state of rollout %s cannot be written down", record.id)
             return None
 
-    async def _finish(self, live: LiveRollout, event: RolloutEnded, trouble: Exception | None) -> None:
+    async def _finish(
+        self, live: LiveRollout, event: RolloutEnded, trouble: Exception | None, deadline: float | None
+    ) -> None:
         """Write the last word on a rollout: statistics, error, frames.
 
         Args:
             live: the rollout.
             event: its last one.
             trouble: why a chunk could not be kept.
+            deadline: by ``time.monotonic()``.
         """
         record = live.record
         status = event.status if trouble is None else "failed"
@@ -160,8 +168,8 @@ class Follower:
                 logger.exception("the frames of rollout %s cannot be kept", record.id)
                 status, record.error = "failed", _public_error(failure)
         record.stats, record.finished_at = _whole_stats(live, event.stats), time.time()
-        if record.deadline_at is not None:
-            record.deadline_met = status == "succeeded" and record.finished_at <= record.deadline_at
+        if deadline is not None:
+            record.deadline_met = status == "succeeded" and time.monotonic() <= deadline
         record.status = status
         self._metrics.rollout_ended(record.model, status, record.stats)
 

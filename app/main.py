@@ -7,21 +7,27 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from anyio import to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
 import worldcache
 from app.artifacts import ArtifactStore, FileArtifacts
 from app.audit import Auditor, PresetGuard
-from app.auth import ApiKeys, AuthMiddleware
+from app.auth import AuthMiddleware
+from app.browsers import ASKED, METHODS, TOLD, OriginMiddleware, SecurityHeadersMiddleware
 from app.catalogue import ModelSource, read_catalogue
 from app.dependencies import Services
 from app.device_memory import held_bytes, total_bytes
 from app.dispatcher import InProcessDispatcher
 from app.errors import install_error_handlers
+from app.keys import KeyRing
 from app.metrics import Metrics
+from app.metrics_server import serving_metrics
 from app.middleware import (
     BodyLimitMiddleware,
     HttpMetricsMiddleware,
@@ -29,15 +35,16 @@ from app.middleware import (
     RequestIdMiddleware,
 )
 from app.models import ModelHost
+from app.ratelimit import InMemoryRateLimiter
 from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
-from app.routes import health, models, playground, rollouts, session_socket, sessions, videos
+from app.routes import docs, health, models, playground, rollouts, session_socket, sessions, videos
 from app.session_socket import SocketRegistry
 from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
 from app.settings import Settings
 from app.store import InMemoryStore, Store
-from app.tracing import TracingMiddleware, make_tracing
+from app.tracing import Tracing, TracingMiddleware, make_tracing
 from worldcache.engine.engine import Limits, Tick
 from worldcache.models.base import WorldModel
 
@@ -55,7 +62,7 @@ def create_app(
         models_by_name: models to serve instead of ``settings.models``, or where they come from.
 
     Raises:
-        InvalidInput: the settings name a model, a device or a folder that there is not.
+        InvalidInput: the settings name a model, a device, a folder or a file of keys that there is not.
     """
     metrics = Metrics(CollectorRegistry())
     for device in settings.devices:
@@ -66,6 +73,7 @@ def create_app(
         metrics.ticked(tick)
         tracing.ticked(tick)
 
+    keys = KeyRing(settings.api_keys, Path(settings.api_keys_file) if settings.api_keys_file else None)
     dispatcher = InProcessDispatcher(
         settings.devices,
         limits=Limits(settings.max_batch, settings.max_active, settings.rollout_memory_bytes),
@@ -73,6 +81,7 @@ def create_app(
         max_per_client=settings.max_per_client,
         retry_after=settings.retry_after_seconds,
         observer=observe,
+        limit_of=keys.concurrency,
     )
     host = ModelHost(
         read_catalogue(settings, models_by_name),
@@ -112,11 +121,14 @@ def create_app(
         loading = asyncio.create_task(host.load_all())
         writing = asyncio.create_task(session_service.keep_written())
         sweeping = asyncio.create_task(session_service.keep_swept())
+        reading = asyncio.create_task(keys.keep_fresh())
         try:
-            yield
+            with serving_metrics(metrics.registry, settings.metrics_host, settings.metrics_port):
+                yield
         finally:
             await auditor.close()
             sweeping.cancel()
+            reading.cancel()
             await sockets.drain(0)
             await asyncio.gather(
                 service.drain(settings.drain_seconds), session_service.drain(settings.drain_seconds)
@@ -134,19 +146,21 @@ def create_app(
         version=worldcache.__version__,
         description="Action-conditioned rollouts of diffusion world models, most of their steps predicted.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services = Services(
         settings, metrics, dispatcher, host, store, service, session_service, sockets, redis, tracing
     )
     install_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(AuthMiddleware, keys=ApiKeys(settings.api_keys))
-    app.add_middleware(LastResortMiddleware)
-    app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
-    app.add_middleware(TracingMiddleware, tracing=tracing)
-    app.add_middleware(RequestIdMiddleware)  # added last, so it comes first
-    for module in (rollouts, sessions, session_socket, videos, models, health, playground):
-        app.include_router(module.router)
+    _add_middleware(app, settings, metrics, keys, tracing)
+    bearer: list[Any] = [Depends(HTTPBearer(auto_error=False))] if keys.needed else []  # for the description
+    for module in (rollouts, sessions, videos, models):
+        app.include_router(module.router, dependencies=bearer)
+    for router in (session_socket.router, health.router, docs.router, playground.router):
+        app.include_router(router)
+    if not settings.metrics_port:
+        app.include_router(health.metrics_router)
     return app
 
 
@@ -158,3 +172,30 @@ def _memory_store(settings: Settings, artifacts: ArtifactStore | None) -> InMemo
         ttl_seconds=settings.store_ttl_seconds,
         artifacts=artifacts,
     )
+
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, metrics: Metrics, keys: KeyRing, tracing: Tracing
+) -> None:
+    """What happens around every request; what is added last comes first."""
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(
+        AuthMiddleware,
+        keys=keys,
+        limiter=InMemoryRateLimiter(),
+        refused=lambda code: metrics.rejected.labels(code).inc(),
+    )
+    app.add_middleware(OriginMiddleware, allowed=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=METHODS,
+            allow_headers=ASKED,
+            expose_headers=TOLD,
+        )
+    app.add_middleware(LastResortMiddleware)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
+    app.add_middleware(TracingMiddleware, tracing=tracing)
+    app.add_middleware(RequestIdMiddleware)

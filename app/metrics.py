@@ -108,7 +108,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "worldcache_rejected_total",
-            "Rollout requests refused although well-formed, by the code of the error.",
+            "Requests refused although well-formed, by the code of the error.",
             ("reason",),
             registry=registry,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -18,6 +19,7 @@ from app.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ID = 128
+MIN_BODY_RATE = 16 * 1024
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
 NO_CLIENT = "unknown"
@@ -121,20 +123,31 @@ class LastResortMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Reads a request's body, refusing it with 413 as soon as it is longer than ``limit`` bytes."""
+    """Reads a request's body, refusing it with 413 when it is too long and with 408 when it comes too slowly.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Args:
+        limit: most bytes.
+        seconds: that a body may take, besides a second for every ``MIN_BODY_RATE`` bytes of it.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self.app = app
-        self._limit = limit
+        self._limit, self._seconds = limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
-        body = await self._read(receive) if not self._too_long(announced) else None
+        try:
+            body = await self._read(receive) if not self._too_long(announced) else None
+        except TimeoutError:
+            message = "the body came too slowly; send it again, over a faster connection"
+            await _refuse(408, "request_timeout", message, scope, receive, send)
+            return
         if body is None:
-            await self._refuse(scope, receive, send)
+            message = f"the body is longer than {self._limit} bytes; send a smaller one"
+            await _refuse(413, "body_too_large", message, scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 
@@ -142,11 +155,16 @@ class BodyLimitMiddleware:
         return announced.isdecimal() and int(announced[:20]) > self._limit
 
     async def _read(self, receive: Receive) -> list[Message] | None:
-        """The messages of the body; ``None`` if it is too long."""
+        """The messages of the body; ``None`` if it is too long.
+
+        Raises:
+            TimeoutError: it comes too slowly.
+        """
         messages: list[Message] = []
-        size = 0
+        size, began = 0, asyncio.get_running_loop().time()
         while True:
-            message = await receive()
+            async with asyncio.timeout_at(began + self._seconds + size / MIN_BODY_RATE):
+                message = await receive()
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self._limit:
@@ -154,15 +172,12 @@ class BodyLimitMiddleware:
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return messages
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = error_response(
-            scope["state"]["request_id"],
-            413,
-            "body_too_large",
-            f"the body is longer than {self._limit} bytes; send a smaller one",
-            headers={"Connection": "close"},
-        )
-        await response(scope, receive, send)
+
+async def _refuse(status: int, code: str, message: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer without reading the rest of the body, after which the connection is of no use."""
+    headers = {"Connection": "close"}
+    response = error_response(scope["state"]["request_id"], status, code, message, headers=headers)
+    await response(scope, receive, send)
 
 
 def _replay(messages: Sequence[Message], receive: Receive) -> Receive:

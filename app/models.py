@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -95,17 +95,18 @@ class ModelHost:
         """True once the models that belong to the start have been loaded."""
         return all(hosted.ready for hosted in self._models.values())
 
-    def all(self) -> list[HostedModel]:
-        return list(self._models.values())
+    def all(self, allowed: Container[str] | None = None) -> list[HostedModel]:
+        """The models that somebody may use; ``None`` for all."""
+        return [hosted for name, hosted in self._models.items() if allowed is None or name in allowed]
 
-    def find(self, model_id: str) -> HostedModel:
+    def find(self, model_id: str, allowed: Container[str] | None = None) -> HostedModel:
         """The model with this id, whatever its status.
 
         Raises:
-            NotFound: it is not one of this server's.
+            NotFound: it is not one of this server's, or not one of those allowed.
         """
-        if model_id not in self._models:
-            raise NotFound(self._unknown(model_id), code="unknown_model")
+        if not self._has(model_id, allowed):
+            raise NotFound(self._unknown(model_id, allowed), code="unknown_model")
         return self._models[model_id]
 
     def info(self, model_id: str) -> ModelInfo:
@@ -152,19 +153,22 @@ class ModelHost:
             await asyncio.wait({hosted.unloading})
         return hosted
 
-    async def lease(self, model_id: str, timeout: float | None = None) -> ModelLease:
+    async def lease(
+        self, model_id: str, timeout: float | None = None, allowed: Container[str] | None = None
+    ) -> ModelLease:
         """The model, for one rollout; one that is cold is loaded first.
 
         Args:
             model_id: of the model.
             timeout: seconds within which the caller needs it; no longer than the setting if left out.
+            allowed: models that the caller may use; the others are unknown to it.
 
         Raises:
             ApiError: 422 for an unknown model, 503 for one that failed, has no room or is not warm in time,
                 504 if that is the caller's own ``timeout``.
         """
-        if model_id not in self._models:
-            raise ApiError(422, "unknown_model", self._unknown(model_id), param="model")
+        if not self._has(model_id, allowed):
+            raise ApiError(422, "unknown_model", self._unknown(model_id, allowed), param="model")
         hosted = self._models[model_id]
         hosted.waiters += 1
         try:
@@ -339,8 +343,12 @@ class ModelHost:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), seconds)
 
-    def _unknown(self, model_id: str) -> str:
-        return f"there is no model {model_id!r}; use one of: {', '.join(self._models)}"
+    def _has(self, model_id: str, allowed: Container[str] | None) -> bool:
+        return model_id in self._models and (allowed is None or model_id in allowed)
+
+    def _unknown(self, model_id: str, allowed: Container[str] | None) -> str:
+        known = ", ".join(hosted.id for hosted in self.all(allowed)) or "none"
+        return f"there is no model {model_id!r}; use one of: {known}"
 
 
 def _load_and_warm(entry: ModelEntry) -> tuple[WorldModel, float]:

@@ -82,7 +82,7 @@ class RolloutService:
             patience = None
             if body.deadline_ms is not None:
                 patience = max(0.0, caller.arrived + body.deadline_ms / 1000 - time.monotonic())
-            lease = await self._models.lease(body.model, patience)
+            lease = await self._models.lease(body.model, patience, caller.models)
             try:
                 self._check_open()
                 prepared = await self._preparer.prepare(body, caller, lease.model)
@@ -287,7 +287,7 @@ class RolloutService:
     ) -> None:
         """Follow a rollout to its end, then forget it and let go of its model."""
         try:
-            await self._follower.follow(live)
+            await self._follower.follow(live, request.deadline)
             await self._auditor.consider(live.record, request, choice.preset)
         finally:
             self._live.pop(live.record.id, None)

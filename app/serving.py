@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import signal
 import socket
 import sys
@@ -13,7 +15,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from app.connections import ConnectionGuard
 from app.dependencies import Services
+from app.secrecy import hide_headers
 
 STARTUP_FAILURE = 3
 """Exit code of a server that could not start, as uvicorn has it."""
@@ -59,14 +63,23 @@ def make_server(app: FastAPI, **options: Any) -> AnnouncingServer:
         options: of :class:`uvicorn.Config`.
     """
     services: Services = app.state.services
-    leave_seconds = min(LEAVE_SECONDS, services.settings.drain_seconds)
+    settings = services.settings
+    leave_seconds = min(LEAVE_SECONDS, settings.drain_seconds)
+    guard = ConnectionGuard(
+        header_seconds=settings.header_seconds,
+        stall_seconds=settings.stall_seconds,
+        max_connections=settings.max_connections,
+    )
+    http: Any = guard.protocol  # the server takes anything that makes protocols
     config = uvicorn.Config(
         app,
+        http=http,
         ws_per_message_deflate=False,
         ws_ping_timeout=PING_TIMEOUT,
         ws_max_size=MAX_MESSAGE_BYTES,
         **options,
     )
+    logging.getLogger("uvicorn.error").addFilter(hide_headers)
     return AnnouncingServer(config, lambda: _leave_in_order(services, leave_seconds))
 
 
@@ -88,6 +101,7 @@ def serve(app: FastAPI, **options: Any) -> None:
     """
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises a signal again once it has obeyed it
     server = make_server(app, **options)
+    _allow_files()
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -96,3 +110,11 @@ def serve(app: FastAPI, **options: Any) -> None:
 
 def _leave(number: int, frame: object) -> None:
     raise SystemExit(0)
+
+
+def _allow_files() -> None:
+    """Let this process have as many connections as the system allows it, and not a shell's usual number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems name a limit that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

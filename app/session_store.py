@@ -69,6 +69,8 @@ class Session:
         last: the step that led to now, if it is kept for repeats.
         parent: the session that it was forked from.
         steps_total, steps_full: denoise steps of the steps that were committed here.
+        expires_at: as clients are told, in seconds since the epoch.
+        used_at: when it was last used, by the store's clock, which it expires by.
         users: what goes on with it; it does not expire meanwhile.
         gone: set once it was deleted or has expired.
     """
@@ -89,6 +91,7 @@ class Session:
     id: str = field(default_factory=lambda: f"se_{uuid.uuid4().hex}")
     created_at: float = field(default_factory=time.time)
     expires_at: float = 0.0
+    used_at: float = 0.0
     steps_total: int = 0
     steps_full: int = 0
     users: int = 0
@@ -178,7 +181,7 @@ class InMemorySessionStore:
         ttl_seconds: how long one is kept that nobody uses.
         retry_after: least seconds that a refused client is asked to wait.
         counted: told of every change of a model's number of sessions.
-        clock: seconds since the epoch.
+        clock: seconds that never go back.
     """
 
     def __init__(
@@ -189,7 +192,7 @@ class InMemorySessionStore:
         ttl_seconds: float,
         retry_after: int,
         counted: Callable[[str, int], None] = lambda model, change: None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_sessions, self._max_per_client = max_sessions, max_per_client
         self._ttl, self._retry_after = ttl_seconds, retry_after
@@ -219,7 +222,7 @@ class InMemorySessionStore:
         await self.save(session)
 
     async def save(self, session: Session) -> None:
-        session.expires_at = self._clock() + self._ttl
+        session.used_at, session.expires_at = self._clock(), time.time() + self._ttl
 
     async def find(self, session_id: str, owner: str) -> Session:
         await self.sweep()
@@ -247,9 +250,9 @@ class InMemorySessionStore:
         self._bury(session, "was closed")
 
     async def sweep(self) -> None:
-        now = self._clock()
+        limit = self._clock() - self._ttl
         for session in list(self._sessions.values()):
-            if not session.users and session.expires_at <= now:
+            if not session.users and session.used_at <= limit:
                 self._bury(session, f"expired: nobody used it for {self._ttl:g} s")
 
     def _bury(self, session: Session, why: str) -> None:
@@ -263,5 +266,5 @@ class InMemorySessionStore:
 
     def _seconds_until_room(self, sessions: Sequence[Session]) -> int:
         """When the first of them expires, if nobody uses it until then."""
-        left = min(session.expires_at for session in sessions) - self._clock()
+        left = min(session.used_at for session in sessions) + self._ttl - self._clock()
         return max(self._retry_after, math.ceil(left))

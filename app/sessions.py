@@ -202,7 +202,7 @@ class SessionService:
         with self._counting_refusals(), session.in_use():
             self._check_open()
             parsed = self._reader.read_candidates(session, candidates, self.info(session))
-            lease = await self._models.lease(session.model)
+            lease = await self._models.lease(session.model, allowed=caller.models)
             branches: list[Branch] = []
             try:
                 for actions in parsed:
@@ -340,7 +340,7 @@ class SessionService:
 
     async def _begin(self, body: SessionBody, caller: Caller) -> Session:
         """A session at frame 0."""
-        lease = await self._models.lease(body.model)
+        lease = await self._models.lease(body.model, allowed=caller.models)
         try:
             model = lease.model
             session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
@@ -354,7 +354,7 @@ class SessionService:
 
     async def _restore(self, body: SnapshotBody, caller: Caller) -> Session:
         """A session where a snapshot was taken."""
-        lease = await self._models.lease(body.model)
+        lease = await self._models.lease(body.model, allowed=caller.models)
         try:
             model = lease.model
             session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
@@ -377,7 +377,7 @@ class SessionService:
         begun: Callable[[], None],
     ) -> CommittedStep:
         with session.in_use():
-            lease = await self._models.lease(session.model)
+            lease = await self._models.lease(session.model, allowed=caller.models)
             try:
                 self._check_open()
                 _check_not_closed(session)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,6 +30,17 @@ class Settings(BaseSettings):
         (),
         description="Keys that clients may present as `Authorization: Bearer KEY`; none: no key is needed.",
     )
+    api_keys_file: str = Field(
+        "",
+        description="TOML file with further keys, their limits and models; it is read again when it changes.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may use the API, such as https://example.org."
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port for /metrics alone; 0 leaves it on the API's port."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that the port for metrics listens on.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe messages that are logged."
     )
@@ -123,6 +135,20 @@ class Settings(BaseSettings):
     )
     max_guidance_scale: float = Field(20.0, ge=1, description="Largest guidance scale of a request.")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")
+    body_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long a body may take to arrive, and a second more for every 16 KiB of it.",
+    )
+    header_seconds: float = Field(
+        10.0, gt=0, description="How long the headers of a request may take to arrive."
+    )
+    stall_seconds: float = Field(
+        60.0, gt=0, description="After how long a client is disconnected that hardly reads its answer."
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="Most open connections; those that wait for a request make room for new ones."
+    )
     max_image_bytes: int = Field(8 * 2**20, ge=1, description="Largest image of an observation, encoded.")
     max_image_pixels: int = Field(
         16 * 2**20, ge=1, description="Most pixels of an observation's image, checked before it is decoded."
@@ -223,6 +249,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "api_keys",
+        "cors_origins",
         "models",
         "preload",
         "devices",
@@ -248,6 +275,17 @@ class Settings(BaseSettings):
             if not text or not text.isascii() or not text.isprintable() or " " in text:
                 raise ValueError("an API key must be printable ASCII without spaces")
         return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}".lower():
+                raise ValueError(
+                    "an origin is a scheme and a host, in lower case, such as https://example.org"
+                )
+        return origins
 
     @field_validator("audit_floors")
     @classmethod
@@ -298,10 +336,11 @@ def check_binding(settings: Settings) -> None:
     Raises:
         InvalidInput: the address is not loopback, there are no keys, and ``insecure`` is off.
     """
-    if settings.api_keys or settings.insecure or is_loopback(settings.host):
+    if settings.api_keys or settings.api_keys_file or settings.insecure or is_loopback(settings.host):
         return
     raise InvalidInput(
         f"{settings.host} can be reached by other machines and no API keys are set; set "
-        "WORLDCACHE_API_KEYS, listen on 127.0.0.1, or allow it with WORLDCACHE_INSECURE=true",
+        "WORLDCACHE_API_KEYS or WORLDCACHE_API_KEYS_FILE, listen on 127.0.0.1, or allow it with "
+        "WORLDCACHE_INSECURE=true",
         param="host",
     )

@@ -189,7 +189,7 @@ class InMemoryStore:
         max_bytes: most bytes of artifacts; only live rollouts can exceed it.
         ttl_seconds: age at which a finished rollout goes.
         artifacts: where the bytes are; in memory if left out.
-        clock: seconds since the epoch.
+        clock: seconds that never go back; ages are measured with it, whatever the records say.
     """
 
     def __init__(
@@ -199,13 +199,14 @@ class InMemoryStore:
         max_bytes: int,
         ttl_seconds: float,
         artifacts: ArtifactStore | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_rollouts, self._max_bytes, self._ttl = max_rollouts, max_bytes, ttl_seconds
         self._blobs = artifacts or MemoryArtifacts()
         self._clock = clock
         self._records: OrderedDict[str, RolloutRecord] = OrderedDict()
         self._sizes: dict[str, dict[str, int]] = {}
+        self._ended_at: dict[str, float] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._bytes = 0
 
@@ -271,16 +272,17 @@ class InMemoryStore:
     async def _evict(self, keep: str | None = None) -> None:
         """Let go of finished rollouts that are too old, too many or too large."""
         finished = [r for r in self._records.values() if not r.live and r.id != keep]
-        limit = self._clock() - self._ttl
+        now = self._clock()
         gone: list[str] = []
         for index, record in enumerate(finished):
-            old = (record.finished_at or record.created_at) < limit
+            old = self._ended_at.setdefault(record.id, now) < now - self._ttl
             if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
                 gone += self._forget(record.id)
         await self._blobs.remove(gone)
 
     def _forget(self, rollout_id: str) -> Sequence[str]:
         """Forget a rollout at once; the keys of its artifacts, which are to be removed."""
+        self._ended_at.pop(rollout_id, None)
         if self._records.pop(rollout_id, None) is None:
             return []
         sizes = self._sizes.pop(rollout_id)

@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import worldcache
+from app.answers import Readiness
 from app.dependencies import AppServices
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
 
 
 @router.get("/livez")
@@ -20,7 +22,14 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    response_model=None,
+    responses={
+        200: {"model": Readiness},
+        503: {"model": Readiness, "description": "Loading, about to stop, or broken."},
+    },
+)
 async def readyz(services: AppServices) -> Response:
     """Whether rollouts are accepted; each check says what it waits for."""
     checks = {f"model:{hosted.id}": hosted.status for hosted in services.models.all()}
@@ -37,7 +46,7 @@ async def readyz(services: AppServices) -> Response:
     return JSONResponse(answer, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 
 
-@router.get("/metrics")
+@metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: AppServices) -> Response:
     """Prometheus metrics."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
+from app.answers import Deleted, RolloutAnswer, RolloutList
 from app.auth import Caller
 from app.dependencies import AppServices, FromCaller, Owner, OwnRollout, Services
 from app.errors import NO_HEADERS, ApiError, request_id_of
 from app.media import MEDIA_TYPES
+from app.openapi import BODY, answering
 from app.rollouts import new_rollout_id
 from app.schemas import ListQuery, RolloutBody
 from app.store import RolloutRecord
@@ -33,7 +35,18 @@ router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"])
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=256)]
 
 
-@router.post("")
+@router.post(
+    "",
+    **answering(
+        RolloutAnswer,
+        *BODY,
+        409,
+        500,
+        504,
+        also={202: "Accepted; it goes on by itself."},
+        media=(MEDIA_TYPES["mp4"], MEDIA_TYPES["webp"], EVENT_STREAM),
+    ),
+)
 async def create_rollout(
     body: RolloutBody,
     request: Request,
@@ -79,7 +92,7 @@ async def create_rollout(
     return JSONResponse(await artifacts.rollout(), headers=location)
 
 
-@router.get("")
+@router.get("", **answering(RolloutList, 422))
 async def list_rollouts(
     query: Annotated[ListQuery, Query()], services: AppServices, owner: Owner
 ) -> dict[str, Any]:
@@ -95,13 +108,13 @@ async def list_rollouts(
     }
 
 
-@router.get("/{rollout_id}")
+@router.get("/{rollout_id}", **answering(RolloutAnswer, 404, 409, 422))
 async def get_rollout(record: OwnRollout, services: AppServices) -> dict[str, Any]:
     """One rollout, live or finished."""
     return await _artifacts(services, record).rollout()
 
 
-@router.delete("/{rollout_id}")
+@router.delete("/{rollout_id}", **answering(RolloutAnswer | Deleted, 404, 422))
 async def delete_rollout(record: OwnRollout, services: AppServices) -> dict[str, Any]:
     """Cancel a live rollout; remove a finished one."""
     if record.live:
@@ -111,7 +124,9 @@ async def delete_rollout(record: OwnRollout, services: AppServices) -> dict[str,
     return {"id": record.id, "object": "rollout", "deleted": True}
 
 
-@router.get("/{rollout_id}/events", response_class=StreamingResponse)
+@router.get(
+    "/{rollout_id}/events", response_class=Response, **answering(None, 404, 422, media=[EVENT_STREAM])
+)
 async def get_events(
     record: OwnRollout,
     request: Request,
@@ -131,7 +146,11 @@ async def get_events(
     return EventStreamResponse(record, _events(services, record, request).read(first))
 
 
-@router.get("/{rollout_id}/video")
+@router.get(
+    "/{rollout_id}/video",
+    response_class=Response,
+    **answering(None, 404, 409, 422, media=[MEDIA_TYPES["mp4"], MEDIA_TYPES["webp"]]),
+)
 async def get_video(
     record: OwnRollout,
     services: AppServices,
@@ -146,7 +165,11 @@ async def get_video(
     return Response(data, media_type=MEDIA_TYPES[chosen])
 
 
-@router.get("/{rollout_id}/frames/{index}")
+@router.get(
+    "/{rollout_id}/frames/{index}",
+    response_class=Response,
+    **answering(None, 404, 409, 422, media=[MEDIA_TYPES["png"], MEDIA_TYPES["jpeg"]]),
+)
 async def get_frame(
     record: OwnRollout,
     services: AppServices,
@@ -168,7 +191,11 @@ async def get_frame(
     return Response(data, media_type=MEDIA_TYPES[format], headers=headers)
 
 
-@router.get("/{rollout_id}/frames.npz")
+@router.get(
+    "/{rollout_id}/frames.npz",
+    response_class=Response,
+    **answering(None, 404, 409, 422, media=[MEDIA_TYPES["npz"]]),
+)
 async def get_npz(record: OwnRollout, services: AppServices) -> Response:
     """All frames as arrays, one per modality."""
     data = await _artifacts(services, record).npz()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, WebSocket
+from fastapi import APIRouter, Query, WebSocket
 
-from app.auth import SUBPROTOCOL, same_origin
+from app.auth import SUBPROTOCOL
 from app.dependencies import AppServices, FromCaller, OwnSession
-from app.errors import ApiError, Unavailable
+from app.errors import Unavailable
 from app.outbox import Outbox
 from app.session_socket import SessionSocket
 from app.session_store import Session
@@ -18,19 +18,7 @@ from app.socket_views import SocketOptions
 from worldcache.core import ModelInfo
 from worldcache.errors import InvalidInput
 
-
-async def check_origin(websocket: WebSocket) -> None:
-    """Refuse a browser's page that comes from elsewhere: it would use what the browser may reach.
-
-    Raises:
-        ApiError: 403.
-    """
-    origin = websocket.headers.get("origin")
-    if origin is not None and not same_origin(origin, websocket.headers.get("host", "")):
-        raise ApiError(403, "foreign_origin", "pages of another origin may not connect; use this server's")
-
-
-router = APIRouter(prefix="/v1/sessions", dependencies=[Depends(check_origin)])
+router = APIRouter(prefix="/v1/sessions")
 
 
 @router.websocket("/{session_id}/ws")

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag
 
+from app.answers import Deleted
 from app.auth import Caller
 from app.branches import Keep
 from app.dependencies import AppServices, FromCaller, Owner, OwnSession, Services
 from app.errors import ApiError
+from app.openapi import ALWAYS, BODY, answering, errors
 from app.schemas import (
     BatchStepBody,
     NothingBody,
@@ -26,12 +28,16 @@ from app.schemas import (
     SnapshotBody,
     StepBody,
 )
+from app.session_answers import PlanAnswer, SessionAnswer, SessionList, StepAnswer, StepList
 from app.session_store import Outcome, Session
 from app.session_views import plan_json, session_json, step_json
 from app.waiting import until_gone
 from worldcache.errors import InvalidInput
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+ONE = (404, 410, 422)
+"""Errors of routes that name a session."""
 
 NEW, RESTORED = "a new session", "a restored session"
 
@@ -47,7 +53,7 @@ NewSession = Annotated[
 ]
 
 
-@router.post("", status_code=201)
+@router.post("", **answering(SessionAnswer, *BODY, 500, status=201))
 async def create_session(body: NewSession, services: AppServices, caller: FromCaller) -> Response:
     """Open a session at an observation, or with `snapshot` where another one was written down.
 
@@ -56,7 +62,7 @@ async def create_session(body: NewSession, services: AppServices, caller: FromCa
     return _created(services, await services.sessions.create(body, caller))
 
 
-@router.get("")
+@router.get("", **answering(SessionList, 422))
 async def list_sessions(
     query: Annotated[PageQuery, Query()], services: AppServices, owner: Owner
 ) -> dict[str, Any]:
@@ -72,13 +78,13 @@ async def list_sessions(
     }
 
 
-@router.get("/{session_id}")
+@router.get("/{session_id}", **answering(SessionAnswer, *ONE))
 async def get_session(session: OwnSession, services: AppServices) -> dict[str, Any]:
     """One open session. Looking does not keep it open."""
     return _describe(services, session)
 
 
-@router.patch("/{session_id}")
+@router.patch("/{session_id}", **answering(SessionAnswer, *BODY, *ONE))
 async def change_session(
     body: SessionChangeBody, session: OwnSession, services: AppServices
 ) -> dict[str, Any]:
@@ -87,14 +93,14 @@ async def change_session(
     return _describe(services, session)
 
 
-@router.delete("/{session_id}")
+@router.delete("/{session_id}", **answering(Deleted, *ONE))
 async def delete_session(session: OwnSession, services: AppServices) -> dict[str, Any]:
     """Close a session; it is gone (410) from then on. A step that is being taken is dropped."""
     await services.sessions.close(session)
     return {"id": session.id, "object": "session", "deleted": True}
 
 
-@router.post("/{session_id}/step")
+@router.post("/{session_id}/step", **answering(StepAnswer, *BODY, *ONE, 409, 500))
 async def step_session(
     body: StepBody, session: OwnSession, services: AppServices, caller: FromCaller
 ) -> Response:
@@ -107,7 +113,7 @@ async def step_session(
     return JSONResponse(await step_json(session, step, services.sessions.info(session)))
 
 
-@router.post("/step")
+@router.post("/step", **answering(StepList, *BODY))
 async def step_sessions(body: BatchStepBody, services: AppServices, caller: FromCaller) -> Response:
     """Generate the next step of each of several sessions, in shared batches.
 
@@ -131,7 +137,7 @@ async def step_sessions(body: BatchStepBody, services: AppServices, caller: From
     return JSONResponse({"object": "list", "data": answers})
 
 
-@router.post("/{session_id}/plan")
+@router.post("/{session_id}/plan", **answering(PlanAnswer, *BODY, *ONE, 409))
 async def plan_session(
     body: PlanBody, session: OwnSession, request: Request, services: AppServices, caller: FromCaller
 ) -> Response:
@@ -151,7 +157,7 @@ async def plan_session(
     return JSONResponse(await plan_json(session, outcomes, services.sessions.info(session)))
 
 
-@router.post("/{session_id}/fork", status_code=201)
+@router.post("/{session_id}/fork", **answering(SessionAnswer, *BODY, *ONE, status=201))
 async def fork_session(
     session: OwnSession, services: AppServices, caller: FromCaller, body: NothingBody | None = None
 ) -> Response:
@@ -159,14 +165,14 @@ async def fork_session(
     return _created(services, await services.sessions.fork(session, caller))
 
 
-@router.post("/{session_id}/rewind")
+@router.post("/{session_id}/rewind", **answering(SessionAnswer, *BODY, *ONE, 409))
 async def rewind_session(body: RewindBody, session: OwnSession, services: AppServices) -> dict[str, Any]:
     """Go back to frame 0, or to the end of a step not before `rewind_from_frame`."""
     await services.sessions.rewind(session, body.to_frame)
     return _describe(services, session)
 
 
-@router.post("/{session_id}/reset")
+@router.post("/{session_id}/reset", **answering(SessionAnswer, *BODY, *ONE, 409))
 async def reset_session(
     session: OwnSession, services: AppServices, body: NothingBody | None = None
 ) -> dict[str, Any]:
@@ -175,7 +181,7 @@ async def reset_session(
     return _describe(services, session)
 
 
-@router.get("/{session_id}/snapshot")
+@router.get("/{session_id}/snapshot", responses=errors(*ALWAYS, *ONE))
 async def get_snapshot(session: OwnSession, services: AppServices) -> SnapshotBody:
     """The session as a document, to go on from as `{"snapshot": ...}`, here or on another server."""
     return await services.sessions.snapshot(session)

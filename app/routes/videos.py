@@ -12,10 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from app.answers import Deleted, VideoAnswer, VideoList
 from app.auth import Caller
 from app.dependencies import AppServices, FromCaller, Owner, Services
 from app.errors import ApiError, NotFound
 from app.media import MEDIA_TYPES
+from app.openapi import BODY, answering
 from app.store import RolloutRecord
 from app.videos import (
     VideoBody,
@@ -91,14 +93,19 @@ ReadBody = Annotated[VideoBody, Depends(read_body)]
 OwnVideo = Annotated[RolloutRecord, Depends(get_video)]
 
 
-@router.post("", openapi_extra=_body_schema())
+@router.post("", openapi_extra=_body_schema(), **answering(VideoAnswer, *BODY))
 async def create_video(body: ReadBody, services: AppServices, caller: FromCaller) -> dict[str, Any]:
     """Begin a video; poll it, then fetch its content."""
     record = await _create(body, services, caller, later=True)
     return _describe(record, services)
 
 
-@router.post("/sync", openapi_extra=_body_schema())
+@router.post(
+    "/sync",
+    openapi_extra=_body_schema(),
+    response_class=Response,
+    **answering(None, *BODY, 409, 500, media=[MEDIA_TYPES["mp4"]]),
+)
 async def create_video_and_wait(
     body: ReadBody, request: Request, services: AppServices, caller: FromCaller
 ) -> Response:
@@ -121,7 +128,7 @@ async def create_video_and_wait(
     return Response(await _content(record, services), media_type=MEDIA_TYPES["mp4"], headers=headers)
 
 
-@router.get("")
+@router.get("", **answering(VideoList, 422))
 async def list_videos(
     query: Annotated[VideoListQuery, Query()], services: AppServices, owner: Owner
 ) -> dict[str, Any]:
@@ -137,13 +144,17 @@ async def list_videos(
     }
 
 
-@router.get("/{video}")
+@router.get("/{video}", **answering(VideoAnswer, 404, 422))
 async def get_one_video(record: OwnVideo, services: AppServices) -> dict[str, Any]:
     """How far a video is."""
     return _describe(record, services)
 
 
-@router.get("/{video}/content")
+@router.get(
+    "/{video}/content",
+    response_class=Response,
+    **answering(None, 404, 409, 422, media=[MEDIA_TYPES["mp4"]]),
+)
 async def get_content(
     record: OwnVideo, services: AppServices, variant: Literal["video"] = "video"
 ) -> Response:
@@ -152,7 +163,7 @@ async def get_content(
     return Response(await _content(record, services), media_type=MEDIA_TYPES["mp4"], headers=headers)
 
 
-@router.delete("/{video}")
+@router.delete("/{video}", **answering(Deleted, 404, 422))
 async def delete_video(record: OwnVideo, services: AppServices) -> dict[str, Any]:
     """Remove a video, cancelling it first if it is live."""
     await services.rollouts.cancel(record)
@@ -164,8 +175,8 @@ async def _create(body: VideoBody, services: Services, caller: Caller, *, later:
     """Begin the rollout of a video; the model stays leased until it has been accepted."""
     with naming_video_fields():
         with _counting_refusals(services):
-            model = body.model or _only_model(services)
-            lease = await services.models.lease(model)
+            model = body.model or _only_model(services, caller)
+            lease = await services.models.lease(model, allowed=caller.models)
         try:
             with _counting_refusals(services):
                 rollout = to_rollout(body, model, lease.model.info, max_frames=services.settings.max_frames)
@@ -183,8 +194,8 @@ def _counting_refusals(services: Services) -> Iterator[None]:
         raise
 
 
-def _only_model(services: Services) -> str:
-    models = [hosted.id for hosted in services.models.all()]
+def _only_model(services: Services, caller: Caller) -> str:
+    models = [hosted.id for hosted in services.models.all(caller.models)]
     if len(models) != 1:
         message = f"model: this server has several; name one of: {', '.join(models)}"
         raise ApiError(422, "missing_field", message, param="model")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from app.auth import same_origin
+from app.browsers import same_origin
 from tests.app.conftest import rollout_body, serving
 from tests.app.sockets import Driver, driving
 from tests.app.test_rollouts import metric

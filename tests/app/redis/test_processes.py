@@ -100,8 +100,8 @@ def undisturbed(body: dict[str, Any]) -> bytes:
 
 
 def test_a_killed_server_loses_nothing_that_was_accepted(redis_server: RedisServer) -> None:
-    body, cached = slow(20), slow(20, seed=8) | {"cache": {"policy": "interval", "interval": 3}}
-    with servers(redis_server, "kill:", 0.02, 0.0) as (first, second):
+    body, cached = slow(48), slow(48, seed=8) | {"cache": {"policy": "interval", "interval": 3}}
+    with servers(redis_server, "kill:", 0.02, 0.0, session_snapshot_seconds=0.2) as (first, second):
         one = first.wait_ready()
         other = second.wait_ready()
         assert second.process is not None and first.process is not None
@@ -122,9 +122,9 @@ def test_a_killed_server_loses_nothing_that_was_accepted(redis_server: RedisServ
         second.process.send_signal(signal.SIGCONT)
         answers = [finish_soon(other, rollout_id) for rollout_id in ids]
         for answer, asked in zip(answers, (body, cached), strict=True):
-            assert (answer["status"], answer["frames_done"]) == ("succeeded", 20)
+            assert (answer["status"], answer["frames_done"]) == ("succeeded", 48)
             assert answer["stats"]["takeovers"] == 1
-            assert [chunk["index"] for chunk in answer["stats"]["chunks"]] == list(range(5))
+            assert [chunk["index"] for chunk in answer["stats"]["chunks"]] == list(range(12))
             assert frames_of(other, answer["id"]) == undisturbed(asked)
         assert answers[0]["stats"]["resumed_chunks"] >= 1
         assert metric(other, "worldcache_work_takeovers_total") == 2

@@ -1,0 +1,1 @@
+"""Long forms of tests, run by ``make drills``."""
