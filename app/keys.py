@@ -15,7 +15,7 @@ import re
 import secrets
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,11 +212,18 @@ class KeyRing:
         self._keys = self._plain + keys
         logger.info("%d keys were read", len(keys))
 
-    async def keep_fresh(self) -> None:
-        """Look at the file from time to time, until it is cancelled."""
+    async def keep_fresh(self, shut_out: Callable[[str], None]) -> None:
+        """Look at the file from time to time, until it is cancelled.
+
+        Args:
+            shut_out: told the names that have no key any more.
+        """
         while self._path is not None:
             await asyncio.sleep(CHECK_SECONDS)
+            before = {key.name for key in self._keys}
             await to_thread.run_sync(self.refresh)
+            for name in before - {key.name for key in self._keys}:
+                shut_out(name)
 
 
 def _read(path: Path) -> tuple[ApiKey, ...]:

@@ -126,6 +126,11 @@ class SessionSocket:
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
 
+    @property
+    def owner(self) -> str:
+        """Whose connection it is."""
+        return self._caller.owner
+
     async def run(self) -> None:
         """Serve the client until one of the two sides ends it."""
         ending = Ending(SERVER_ERROR, "the server failed; connect again")
@@ -412,6 +417,12 @@ class SocketRegistry:
         finally:
             if self._sockets.get(session_id) is socket:
                 del self._sockets[session_id]
+
+    def shut_out(self, owner: str) -> None:
+        """Close the sockets of somebody who has no key any more."""
+        for socket in self._sockets.values():
+            if socket.owner == owner:
+                socket.end(POLICY_VIOLATION, "the API key is not valid any more")
 
     async def drain(self, seconds: float) -> None:
         """Take no more sockets, and close those that there are: when they have shown the step on its way,

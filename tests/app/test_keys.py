@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from app.cli import main
 from app.keys import KeyRing, new_key, parse_keys
 from app.settings import Settings, check_binding
 from tests.app.conftest import rollout_body, serving
+from tests.app.sockets import driving
+from tests.app.test_session_socket import closing_code
 from tests.toy import ToyWorldModel
 from worldcache.errors import InvalidInput
 
@@ -194,6 +197,20 @@ def test_a_key_is_replaced_without_a_restart_and_keeps_its_rollouts(keys_file: P
         keys_file.write_text("")
         until(lambda: client.get("/v1/models", headers=bearer("wc_new")).status_code == 401)
         assert client.get("/v1/models").status_code == 401
+
+
+def test_who_has_no_key_any_more_is_disconnected(keys_file: Path) -> None:
+    with serving(api_keys_file=str(keys_file)) as client, ExitStack() as stack:
+        drivers = []
+        for key in (ALICE, BOB):
+            body = {"model": "toy", "observation": {"start": "centre"}}
+            session = client.post("/v1/sessions", json=body, headers=bearer(key)).json()
+            driving_one = driving(client, f"/v1/sessions/{session['id']}", headers=bearer(key))
+            drivers.append(stack.enter_context(driving_one))
+        keys_file.write_text(table("alice", "wc_new"))
+        assert closing_code(drivers[1]) == 1008
+        drivers[0].act(0)
+        assert drivers[0].frames(1), "another key of the same name is no reason to end"
 
 
 @pytest.fixture
