@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from app.auth import PASSED_ON
 from app.errors import Unavailable
 from deploy.ray.members import Member
 
@@ -25,10 +26,7 @@ OURS = frozenset((TOKEN, CLIENT, HOST))
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-PASSED_ON = "passed_on"
-"""In a request's state: another replica has chosen this one."""
-
-NORMAL, AWAY, BROKEN = 1000, 1001, 1011
+NORMAL, BROKEN = 1000, 1011
 NEVER_SENT = {1005: NORMAL, 1006: BROKEN, 1015: BROKEN}
 """Close codes that only say what a connection came to, and what is sent in their place."""
 

@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.auth import PASSED_ON
 from app.dependencies import Services
 from app.errors import ApiError, error_response
 from app.store import StoreDown
-from deploy.ray.forward import PASSED_ON, Forwarder, PeerGone, lost
+from deploy.ray.forward import Forwarder, PeerGone, lost
 from deploy.ray.members import Member, Members
 from deploy.ray.merge import Merger
 
@@ -59,7 +60,7 @@ class FrontMiddleware:
         kind, rest = parts[0], parts[1:]
         if kind == "sessions":
             send = self._noting_sessions(scope, send)
-        if scope["state"].get(PASSED_ON):
+        if PASSED_ON in scope["state"]:
             await self.app(scope, receive, send)
         elif kind == "sessions" and rest and rest != ["step"]:
             await self._at_holder(rest[0], scope, receive, send)
@@ -74,7 +75,7 @@ class FrontMiddleware:
         if kind == "sessions" and method == "GET" and others:
             if await self._merger.list(scope, receive, send):
                 return
-        elif kind == "sessions" and rest == ["step"] and method == "POST" and others:
+        elif kind == "sessions" and rest == ["step"] and method == "POST":
             if await self._merger.step(scope, body, self._where, receive, send):
                 return
         places: list[Member | None] = [None]
@@ -106,7 +107,7 @@ class FrontMiddleware:
         raise lost()
 
     async def _at_holder(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        place = await self._where(session_id, scope["state"]["owner"])
+        place = await self._where(session_id, scope["state"]["key"].name)
         if place is None:
             await self.app(scope, receive, send)
             return
@@ -122,24 +123,32 @@ class FrontMiddleware:
         """The replica that holds a session; ``None`` for this one, which says so if there is no such session.
 
         Raises:
-            ApiError: 410, its replica has ended.
+            ApiError: 410, its replica has ended, and the session with it.
         """
+        sessions, members = self._services.sessions, self._members
         try:
-            await self._services.sessions.store.find(session_id, owner)
+            await sessions.store.find(session_id, owner)
         except ApiError as error:
             if error.status != 404:
                 return None
         else:
-            await self._note(self._members.touch(session_id, owner))
+            await self._note(members.touch(session_id, owner))
             return None
-        name = await self._members.holder(session_id, owner)
-        if name is None or name == self._members.name:
+        name = await members.holder(session_id, owner)
+        if name is None or name == members.name:
             return None
-        member = await self._members.find(name)
-        if member is None:
+        member = await members.find(name)
+        if member is not None:
+            return member
+        try:
+            await sessions.find(session_id, owner)  # brings it back here if it was written down
+        except ApiError as error:
+            if error.status != 404:
+                raise
             message = f"session {session_id!r} is gone: the replica that held it has ended; begin another one"
-            raise ApiError(410, "session_gone", message)
-        return member
+            raise ApiError(410, "session_gone", message) from None
+        await self._note(members.hold(session_id, owner))
+        return None
 
     def _better(self, model_id: str | None) -> list[Member]:
         """Replicas that have loaded a model which this one has not, and have room for it."""
@@ -166,7 +175,7 @@ class FrontMiddleware:
             if message["type"] == "http.response.start" and message["status"] == 201:
                 place = Headers(raw=message["headers"]).get("location", "")
                 session_id = place.removeprefix("/v1/sessions/")
-                await self._note(self._members.hold(session_id, scope["state"]["owner"]))
+                await self._note(self._members.hold(session_id, scope["state"]["key"].name))
             await send(message)
 
         return noting

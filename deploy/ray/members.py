@@ -133,7 +133,7 @@ class Members:
             StoreDown: nobody knows.
         """
         value = await self._link.call("GET", self._key(f"holder:{session_id}"))
-        name, _, whose = (value or b"").decode().rpartition(" ")
+        name, _, whose = (value or b"").decode().partition(" ")
         return name if name and whose == owner else None
 
     def _key(self, name: str) -> str:

@@ -90,7 +90,7 @@ class Merger:
         groups: dict[str, list[int]] = {}
         for index, step in enumerate(steps):
             try:
-                member = await where(step["session_id"], scope["state"]["owner"])
+                member = await where(step["session_id"], scope["state"]["key"].name)
             except ApiError as error:
                 answers[index] = _failed(step, error.code, error.message, f"steps.{index}.session_id")
                 continue

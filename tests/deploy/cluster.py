@@ -57,6 +57,7 @@ class Cluster:
             "WORLDCACHE_MODELS": "toy=tests.deploy.world.SlowWorld",
             "WORLDCACHE_LEASE_SECONDS": "3",
             "WORLDCACHE_DRAIN_SECONDS": "2",
+            "WORLDCACHE_SESSION_SNAPSHOT_SECONDS": "0.2",
         }
         port = self.url.rpartition(":")[2]
         command = [sys.executable, "-m", "deploy.ray.local", "--port", port, "--replicas", "2"]

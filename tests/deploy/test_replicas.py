@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,19 +127,50 @@ def test_sessions_belong_to_their_keys(redis_server: RedisServer) -> None:
             assert bad.status_code == 422
 
 
-def test_a_session_of_a_replica_that_ended_is_gone(redis_server: RedisServer) -> None:
+STEP = {"actions": ["NOOP"]}
+
+
+def test_a_session_is_brought_back_when_its_replica_ends(redis_server: RedisServer) -> None:
     prefix = next(PREFIXES)
-    with replica(redis_server, prefix) as first:
+    with replica(redis_server, prefix) as first, replica(redis_server, prefix) as third:
         with replica(redis_server, prefix) as second:
+            session_id = second.post("/v1/sessions", json=SESSION).json()["id"]
+            path = f"/v1/sessions/{session_id}"
+            assert first.post(f"{path}/step", json=STEP).status_code == 200
+        for client in (first, third):  # the second of them is sent to the first
+            assert client.get(path).json()["frames"] == 4
+        together = {"steps": [{"session_id": session_id, **STEP}]}
+        (answer,) = third.post("/v1/sessions/step", json=together).json()["data"]
+        assert answer["step_id"] == 1
+        assert metric(first, "worldcache_active_sessions", model="one") == 1
+        assert metric(third, "worldcache_active_sessions", model="one") == 0
+
+
+def test_a_session_that_cannot_be_written_down_is_gone(redis_server: RedisServer) -> None:
+    prefix = next(PREFIXES)
+    chosen = {"models": "one=tests.deploy.world.SecretiveWorld"}
+    with replica(redis_server, prefix, **chosen) as first:
+        with replica(redis_server, prefix, **chosen) as second:
             session_id = second.post("/v1/sessions", json=SESSION).json()["id"]
             assert first.get(f"/v1/sessions/{session_id}").status_code == 200
         answer = first.get(f"/v1/sessions/{session_id}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "session_gone")
-        steps = {"steps": [{"session_id": session_id, "actions": ["NOOP"]}]}
-        assert first.post("/v1/sessions/step", json=steps).json()["data"][0]["error"]["code"] in (
-            "session_gone",
-            "unknown_session",
-        )
+        together = {"steps": [{"session_id": session_id, **STEP}]}
+        (failed,) = first.post("/v1/sessions/step", json=together).json()["data"]
+        assert (failed["error"]["code"], failed["error"]["param"]) == ("session_gone", "steps.0.session_id")
+
+
+def test_a_request_counts_once(redis_server: RedisServer, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"mine").hexdigest()
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[keys]]\nname = "me"\nsha256 = "{digest}"\nrate = 1\nburst = 3\n')
+    with two_replicas(redis_server, api_keys_file=str(keys)) as (first, second):
+        headers = {"Authorization": "Bearer mine"}
+        session_id = first.post("/v1/sessions", json=SESSION, headers=headers).json()["id"]
+        path = f"/v1/sessions/{session_id}"
+        codes = [second.get(path, headers=headers).status_code for _ in range(4)]
+        assert codes == [200, 200, 200, 429]
+        assert first.get(path, headers=headers).status_code == 200
 
 
 def test_clients_of_a_replica_cannot_pose_as_one(redis_server: RedisServer) -> None:

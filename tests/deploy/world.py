@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tests.toy import ToyWorldModel
@@ -15,3 +17,10 @@ class SlowWorld(ToyWorldModel):
     @classmethod
     def load(cls, path: object, *, device: torch.device, dtype: torch.dtype) -> SlowWorld:
         return cls(delay=DELAY)
+
+
+class SecretiveWorld(SlowWorld):
+    """The same without snapshots."""
+
+    def export_context(self, context: tuple[int, ...]) -> Any:
+        raise self._keeps_no_contexts()
