@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
 
-import ray
 from app.dependencies import Services
 from app.settings import Settings
 from app.store import StoreDown
 from deploy.ray.replica import create_replica
 from deploy.ray.scaling import WORK
-from ray import serve
-from ray.serve import Application
 
 
 class Arguments(BaseModel):
@@ -75,5 +75,6 @@ def build(args: dict[str, Any]) -> Application:
         return create_replica(Settings(**arguments.settings), ray.util.get_node_ip_address())
 
     engine = serve.ingress(make_app)(Engine)
-    deployment = serve.deployment(engine, name="Engine")
-    return deployment.options(**arguments.options).bind()
+    deployment: Any = serve.deployment(engine, name="Engine")
+    application: Application = deployment.options(**arguments.options).bind()
+    return application

@@ -73,10 +73,10 @@ class FrontMiddleware:
         body = await _read(receive)
         method, others = scope["method"], self._members.others
         if kind == "sessions" and method == "GET" and others:
-            if await self._merger.list(scope, receive, send):
+            if await self._merger.list_sessions(scope, receive, send):
                 return
         elif kind == "sessions" and rest == ["step"] and method == "POST":
-            if await self._merger.step(scope, body, self._where, receive, send):
+            if await self._merger.take_steps(scope, body, self._where, receive, send):
                 return
         places: list[Member | None] = [None]
         if kind == "models" and rest:

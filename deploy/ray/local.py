@@ -60,7 +60,8 @@ def _redis(folder: Path) -> Iterator[str]:
     """Address of the Redis of the settings, or of one that lives as long as the block."""
     from app.settings import Settings
 
-    if configured := Settings().redis_url:
+    environment: dict[str, Any] = {}
+    if configured := Settings(**environment).redis_url:
         yield configured
         return
     program = shutil.which("redis-server")
@@ -119,8 +120,9 @@ def _cluster(folder: Path, port: int) -> Iterator[None]:
 
 def _run(arguments: argparse.Namespace, redis_url: str) -> None:
     """Start the replicas, and return once they serve."""
-    from deploy.ray.application import build
     from ray import serve
+
+    from deploy.ray.application import build
 
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0, "num_gpus": arguments.gpus},

@@ -35,7 +35,7 @@ class Merger:
     def __init__(self, members: Members, forwarder: Forwarder) -> None:
         self._members, self._forwarder = members, forwarder
 
-    async def list(self, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def list_sessions(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with the sessions of all replicas; False leaves a bad query to the route."""
         try:
             query = PageQuery.model_validate(dict(parse_qsl(scope.get("query_string", b"").decode())))
@@ -75,7 +75,7 @@ class Merger:
             more, after = page["has_more"], f"&after={page['last_id']}"
         return sessions
 
-    async def step(self, scope: Scope, body: bytes, where: Where, receive: Receive, send: Send) -> bool:
+    async def take_steps(self, scope: Scope, body: bytes, where: Where, receive: Receive, send: Send) -> bool:
         """Have each session stepped by its holder; False leaves it to the route: all are here, or none can.
 
         Args:

@@ -6,18 +6,23 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from websockets.exceptions import InvalidStatus
 
+from app.main import ENGINE_STOP_SECONDS
+from app.settings import Settings
 from tests.app.conftest import rollout_body, serving
 from tests.app.redis.server import RedisServer
 from tests.app.redis.test_service import LATER, frames_of, slow
 from tests.app.sockets import driving
 from tests.app.test_rollouts import metric
-from tests.deploy.cluster import Cluster, eventually, pid_of
+from tests.deploy.cluster import ROOT, Cluster, eventually, pid_of
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -70,6 +75,23 @@ def open_session_at(client: httpx.Client) -> str:
 
 def open_sessions(door: httpx.Client) -> float:
     return metric(door, "worldcache_active_sessions", model="toy")
+
+
+def test_the_configuration_of_a_cluster_is_one() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from deploy.ray.application import Arguments
+
+    config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    settings = Settings(**Arguments.model_validate(application["args"]).settings)
+    (engine,) = application["deployments"]
+    assert engine["ray_actor_options"]["num_gpus"] == len(settings.devices)
+    assert engine["graceful_shutdown_timeout_s"] > settings.drain_seconds + ENGINE_STOP_SECONDS
+    policy = engine["autoscaling_config"]["policy"]["policy_function"]
+    module, _, name = policy.partition(":")
+    assert callable(getattr(import_module(module), name))
 
 
 def test_events_come_as_they_happen(client: httpx.Client) -> None:
@@ -189,11 +211,16 @@ def test_accepted_work_survives_a_replica(
     eventually(lambda: len(cluster.replicas()) == 2, 60)  # Serve has put another one in its place
     assert running[0] not in cluster.replicas()
     for session_id in sessions.values():  # that of the dead one goes on at another one
-        found = eventually(lambda path=f"/v1/sessions/{session_id}": _good(client.get(path)))
+        found = eventually(partial(_found, client, f"/v1/sessions/{session_id}"))
         assert found.json()["frames"] == 4
         stepped = client.post(f"/v1/sessions/{session_id}/step", json=STEP)
         assert (stepped.status_code, stepped.json()["step_id"]) == (200, 1)
 
 
-def _good(answer: httpx.Response) -> httpx.Response | None:
+def _found(client: httpx.Client, path: str) -> httpx.Response | None:
+    """An answer; ``None`` while it is one of the moments after an end."""
+    try:
+        answer = client.get(path)
+    except httpx.TransportError:
+        return None
     return answer if answer.status_code == 200 else None
