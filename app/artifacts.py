@@ -139,6 +139,12 @@ class FileArtifacts:
         return [unquote(path.name) for path in folders if path.stat().st_mtime < moment]
 
 
+async def clear_strays(artifacts: ArtifactStore, seconds: float) -> None:
+    """Let go of what a server without Redis, which has ended since, has left behind."""
+    for rollout_id in await artifacts.strays(seconds):
+        await artifacts.remove_rollout(rollout_id)
+
+
 def _file_name(text: str) -> str:
     """A name without a separator that is none of the folder's own."""
     name = quote(text, safe="")

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
 import worldcache
-from app.artifacts import ArtifactStore, FileArtifacts
+from app.artifacts import ArtifactStore, FileArtifacts, clear_strays
 from app.audit import Auditor, PresetGuard
 from app.auth import AuthMiddleware
 from app.browsers import ASKED, METHODS, TOLD, OriginMiddleware, SecurityHeadersMiddleware
@@ -35,7 +35,7 @@ from app.middleware import (
     RequestIdMiddleware,
 )
 from app.models import ModelHost
-from app.ratelimit import InMemoryRateLimiter
+from app.ratelimit import InMemoryRateLimiter, RateLimiter
 from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
 from app.routes import docs, health, models, playground, rollouts, session_socket, sessions, videos
@@ -91,7 +91,7 @@ def create_app(
         wait_seconds=settings.model_wait_seconds,
     )
     files = FileArtifacts(Path(settings.artifact_dir)) if settings.artifact_dir else None
-    redis = RedisBackend(settings, metrics, files) if settings.redis_url else None
+    redis = RedisBackend(settings, metrics, files, keys.concurrency) if settings.redis_url else None
     store: Store = redis.store if redis is not None else _memory_store(settings, files)
     guard = PresetGuard(
         settings.audit_floor_by_model,
@@ -118,6 +118,8 @@ def create_app(
         dispatcher.start()
         if redis is not None:
             await redis.start(service, lambda: places - dispatcher.live)
+        elif files is not None:
+            await clear_strays(files, settings.store_ttl_seconds)
         loading = asyncio.create_task(host.load_all())
         writing = asyncio.create_task(session_service.keep_written())
         sweeping = asyncio.create_task(session_service.keep_swept())
@@ -153,7 +155,8 @@ def create_app(
         settings, metrics, dispatcher, host, store, service, session_service, sockets, redis, tracing
     )
     install_error_handlers(app)
-    _add_middleware(app, settings, metrics, keys, tracing)
+    limiter = InMemoryRateLimiter() if redis is None else redis.limiter
+    _add_middleware(app, settings, metrics, keys, limiter, tracing)
     bearer: list[Any] = [Depends(HTTPBearer(auto_error=False))] if keys.needed else []  # for the description
     for module in (rollouts, sessions, videos, models):
         app.include_router(module.router, dependencies=bearer)
@@ -175,14 +178,19 @@ def _memory_store(settings: Settings, artifacts: ArtifactStore | None) -> InMemo
 
 
 def _add_middleware(
-    app: FastAPI, settings: Settings, metrics: Metrics, keys: KeyRing, tracing: Tracing
+    app: FastAPI,
+    settings: Settings,
+    metrics: Metrics,
+    keys: KeyRing,
+    limiter: RateLimiter,
+    tracing: Tracing,
 ) -> None:
     """What happens around every request; what is added last comes first."""
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(
         AuthMiddleware,
         keys=keys,
-        limiter=InMemoryRateLimiter(),
+        limiter=limiter,
         refused=lambda code: metrics.rejected.labels(code).inc(),
     )
     app.add_middleware(OriginMiddleware, allowed=settings.cors_origins)

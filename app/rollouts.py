@@ -185,11 +185,33 @@ class RolloutService:
         finally:
             live.waiters -= 1
 
-    def detach(self, record: RolloutRecord) -> None:
-        """Let a rollout go on although nobody waits for it."""
+    async def detach(self, record: RolloutRecord, body: RolloutBody, caller: Caller) -> None:
+        """Let a rollout that was asked for synchronously go on although nobody waits for it.
+
+        With a queue it is given to that, so that it outlives the process that runs it.
+
+        Args:
+            record: of the rollout.
+            body: that it was asked for with, again.
+            caller: who asks again.
+
+        Raises:
+            ApiError: it cannot be given to the queue.
+        """
         live = self._live.get(record.id)
-        if live is not None:
-            live.detached = True
+        if self._queue is None or not record.live:
+            if live is not None:
+                live.detached = True
+            return
+        lease = await self._models.lease(body.model, None, caller.models)
+        try:
+            again = body.model_copy(update={"seed": record.seed, "deadline_ms": None})
+            prepared = await self._preparer.prepare(again, caller, lease.model)
+        finally:
+            lease.release()
+        free = body.deadline_ms is not None and body.cache in (None, "auto")
+        order = write_order(again, prepared.request, prepared.choice, caller.client, free)
+        await self._queue.adopt(record, order)
 
     def abandoned(self, record: RolloutRecord) -> bool:
         """True for a live rollout that nobody waits for and that was not asked for asynchronously."""
@@ -290,7 +312,8 @@ class RolloutService:
             await self._follower.follow(live, request.deadline)
             await self._auditor.consider(live.record, request, choice.preset)
         finally:
-            self._live.pop(live.record.id, None)
+            if self._live.get(live.record.id) is live:
+                del self._live[live.record.id]
             lease.release()
             live.changed()
 

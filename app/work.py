@@ -41,6 +41,15 @@ class WorkQueue(Protocol):
             ApiError: 429, its client has too many.
         """
 
+    async def adopt(self, record: RolloutRecord, order: Order) -> None:
+        """The same for a live rollout that some process runs for a client that waits; it lets go of it.
+
+        Nothing happens if it has ended or is kept already.
+
+        Raises:
+            Unavailable: 503, nobody can be told.
+        """
+
 
 def write_order(body: RolloutBody, request: RolloutRequest, choice: Choice, client: str, free: bool) -> Order:
     """The order of a request that was read.

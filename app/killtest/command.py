@@ -26,7 +26,7 @@ def add_killtest(commands: Any) -> None:
     parser.add_argument("--model", default="doom", help="name of a model (default: doom)")
     parser.add_argument("--device", default="cpu", help="where torch puts the model (default: cpu)")
     parser.add_argument("--policy", default="worldcache", help="of the rollouts (default: worldcache)")
-    parser.add_argument("--frames", type=positive, default=32, help="of a rollout (default: 32)")
+    parser.add_argument("--frames", type=positive, default=16, help="of a rollout (default: 16)")
     parser.add_argument("--steps", type=positive, help="denoise steps per chunk (default: the model's own)")
     parser.add_argument("--clients", type=positive, default=12, help="at the same time (default: 12)")
     parser.add_argument("--seconds", type=above_0, default=300.0, help="for which they ask (default: 300)")

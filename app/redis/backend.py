@@ -16,6 +16,7 @@ from app.redis.artifacts import RedisArtifacts
 from app.redis.changes import Changes
 from app.redis.holdings import Bounds
 from app.redis.keys import Keys
+from app.redis.limits import RedisRateLimiter
 from app.redis.link import Link
 from app.redis.sessions import RedisSnapshots
 from app.redis.store import RedisStore
@@ -42,9 +43,16 @@ class RedisBackend:
         settings: say where Redis is.
         metrics: count.
         files: where artifacts go; in Redis if ``None``.
+        limit_of: how many rollouts a client may have, if that is its own number.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, files: ArtifactStore | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        files: ArtifactStore | None,
+        limit_of: Callable[[str], int | None] = lambda client: None,
+    ) -> None:
         self._metrics, self._lease_seconds = metrics, settings.lease_seconds
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.keys = Keys(settings.redis_prefix)
@@ -65,7 +73,9 @@ class RedisBackend:
             tries=settings.work_tries,
             max_queue=settings.work_max_queue,
             max_per_client=settings.max_per_client,
+            limit_of=limit_of,
         )
+        self.limiter = RedisRateLimiter(self.link, self.keys)
         self.snapshots = RedisSnapshots(self.link, self.keys, self.replica)
         self._changes = Changes(self.link, self.keys, self._ended, self._news)
         self.store.changes = self._changes

@@ -100,7 +100,7 @@ class Link:
         if not self.up:
             raise StoreDown
         try:
-            return await self.client.execute_command(*command)
+            return await self._send(command)
         except AWAY as error:
             self._lost(error)
             raise StoreDown from error
@@ -112,6 +112,18 @@ class Link:
         """False for a while after an outage, in which the others have to come back as well."""
         since = self.up_since
         return since is not None and (not self.outages or time.monotonic() - since >= seconds)
+
+    async def _send(self, command: Sequence[Value]) -> Any:
+        """Send a command; once more over a new connection if the old one had been closed while it was idle.
+
+        That may run it twice, which every script and command here can bear.
+        """
+        try:
+            return await self.client.execute_command(*command)
+        except ConnectionFailed as error:
+            logger.debug("a connection to Redis is replaced: %s", error)
+            await self.client.connection_pool.disconnect(inuse_connections=False)
+            return await self.client.execute_command(*command)
 
     def _lost(self, error: Exception) -> None:
         if self.up:

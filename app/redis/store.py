@@ -193,4 +193,5 @@ def _bring_up_to_date(record: RolloutRecord, fresh: RolloutRecord | None) -> Non
         record.status = "cancelled"
         return
     for one in fields(record):
-        setattr(record, one.name, getattr(fresh, one.name))
+        value = getattr(fresh, one.name)
+        setattr(record, one.name, value.copy() if isinstance(value, list) else value)  # its owner appends

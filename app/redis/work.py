@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ class RedisQueue:
         tries: how often a rollout is begun without finishing another chunk.
         max_queue: most rollouts that have not ended.
         max_per_client: most of them of one client.
+        limit_of: a client's own number in its place, if it has one.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class RedisQueue:
         tries: int,
         max_queue: int,
         max_per_client: int,
+        limit_of: Callable[[str], int | None] = lambda client: None,
     ) -> None:
         self._link, self._replica = link, replica
         self._lease_ms, self._tries = int(1000 * lease_seconds), tries
-        self._max_queue, self._max_per_client = max_queue, max_per_client
+        self._max_queue, self._max_per_client, self._limit_of = max_queue, max_per_client, limit_of
 
     async def offer(self, record: RolloutRecord, order: Order) -> None:
+        limit = self._limit_of(order.client) or self._max_per_client
         answer = await self._link.run(
             "offer",
             record.id,
@@ -81,7 +84,7 @@ class RedisQueue:
             order.model_dump_json(),
             order.client,
             self._max_queue,
-            self._max_per_client,
+            limit,
         )
         if answer == b"full":
             message = (
@@ -92,9 +95,12 @@ class RedisQueue:
             raise ApiError(
                 429,
                 "too_many_rollouts",
-                f"at most {self._max_per_client} rollouts of one client at a time; wait for some to end",
+                f"at most {limit} rollouts of one client at a time; wait for some to end",
                 headers={"Retry-After": str(FULL_RETRY_SECONDS)},
             )
+
+    async def adopt(self, record: RolloutRecord, order: Order) -> None:
+        await self._link.run("adopt", record.id, order.model_dump_json(), order.client)
 
     async def take(
         self, most: int, *, alone: bool, reclaim: bool, mine: Iterable[str]

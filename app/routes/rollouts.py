@@ -65,12 +65,13 @@ async def create_rollout(
     waits for it goes away, unless `Prefer: respond-async` was sent.
     """
     later = prefer is not None and "respond-async" in prefer.lower()
-    record = await _create_once(body, services, caller, idempotency_key, later)
+    record, fresh = await _create_once(body, services, caller, idempotency_key, later)
     info = _info(services, record)
     location = {"Location": f"/v1/rollouts/{record.id}"}
     applied: Mapping[str, str] = NO_HEADERS
     if later:
-        services.rollouts.detach(record)
+        if not fresh:
+            await services.rollouts.detach(record, body, caller)
         applied = {"Preference-Applied": "respond-async"}
     free_key = partial(_release_key, services, record, idempotency_key)
     wanted = _wanted(accept)
@@ -239,14 +240,14 @@ def _wanted(accept: str | None) -> str | None:
 
 async def _create_once(
     body: RolloutBody, services: Services, caller: Caller, key: str | None, later: bool
-) -> RolloutRecord:
-    """A new rollout, or the one that an idempotency key already stands for.
+) -> tuple[RolloutRecord, bool]:
+    """A new rollout, or the one that an idempotency key already stands for; and whether it is new.
 
     A second request waits for the first to be accepted, which may take the loading of a model, and takes
     its place if it is refused.
     """
     if key is None:
-        return await services.rollouts.create(body, caller, later=later)
+        return await services.rollouts.create(body, caller, later=later), True
     canonical = json.dumps(body.model_dump(), sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     rollout_id = new_rollout_id()
@@ -258,13 +259,13 @@ async def _create_once(
             raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")
         if known_id == rollout_id:
             try:
-                return await services.rollouts.create(body, caller, rollout_id, later=later)
+                return await services.rollouts.create(body, caller, rollout_id, later=later), True
             except BaseException:
                 await services.store.release_key(caller.owner, key)
                 raise
         record = await services.store.get(known_id)
         if record is not None:
-            return record
+            return record, False
         if time.monotonic() > until:
             message = "a request with this key is being accepted; try again"
             raise ApiError(409, "idempotency_key_in_use", message)

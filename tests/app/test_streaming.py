@@ -27,6 +27,7 @@ from app.metrics import Metrics
 from app.schemas import OutputBody
 from app.store import NPZ, InMemoryStore, RolloutRecord
 from app.streaming import RolloutEvents, format_event, list_events
+from app.tracing import Tracing
 from app.views import Artifacts
 from tests.app.conftest import rollout_body, serving
 from tests.toy import ToyWorldModel
@@ -396,7 +397,7 @@ def test_chunks_become_one_file_at_the_end() -> None:
             return tuple([await store.get_artifact(record.id, name) is not None for name in names])
 
         job = Script(RolloutStarted(0.0), *chunks)
-        follower = Follower(store, Metrics(CollectorRegistry()))
+        follower = Follower(store, Metrics(CollectorRegistry()), Tracing())
         await follower.follow(LiveRollout(record, job))
         seen.append(await kept())
         reader = FrameReader(store, record)

@@ -283,7 +283,7 @@ class BoxToy(ToyWorldModel):
         super().__post_init__()
         self.info = replace(self.info, action_space=Throttle())
 
-    def condition(self, context: tuple[int, ...], actions: Any) -> tuple[float, ...]:
+    def condition(self, context: Any, actions: Any, generator: Any) -> tuple[float, ...]:
         return tuple(float(action[0]) for action in actions)
 
 

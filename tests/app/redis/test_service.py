@@ -156,6 +156,33 @@ def test_idempotency_keys_hold_on_both_servers(redis_server: RedisServer, prefix
         finish(one, ids.pop())
 
 
+def test_a_synchronous_rollout_that_is_asked_for_again_asynchronously_survives(
+    redis_server: RedisServer, prefix: str
+) -> None:
+    body, once = slow(24, seed=None), {"Idempotency-Key": "twin"}
+    answers: list[httpx.Response] = []
+    with replica(redis_server, prefix, ToyWorldModel(delay=0.01)) as other:
+        with replica(redis_server, prefix, ToyWorldModel(delay=0.02), drain_seconds=0) as one:
+            post = threading.Thread(
+                target=lambda: answers.append(one.post("/v1/rollouts", json=body, headers=once))
+            )
+            post.start()
+            eventually(lambda: rollout_ids(one))
+            eventually(lambda: one.get("/v1/rollouts").json()["data"][0]["frames_done"] >= 4)
+            again = other.post("/v1/rollouts", json=body, headers={**once, **LATER})
+            assert again.status_code == 202
+            assert [again.json()["id"]] == rollout_ids(other)
+            assert redis_server.client().xlen(f"{prefix}work") == 1
+            post.join(30)
+        answer = finish(other, again.json()["id"])
+        assert (answer["status"], answer["frames_done"]) == ("succeeded", 24)
+        assert [chunk["index"] for chunk in answer["stats"]["chunks"]] == list(range(6))
+        assert answers[0].json() == answer
+        body["seed"] = answer["seed"]
+        alone = other.post("/v1/rollouts", json=body).json()
+        assert frames_of(other, alone["id"]) == frames_of(other, answer["id"])
+
+
 def test_the_line_is_bounded(redis_server: RedisServer, prefix: str) -> None:
     model = ToyWorldModel(delay=0.02)
     limits = {"max_active": 1, "work_max_queue": 3, "max_per_client": 2}
