@@ -17,7 +17,7 @@ LOCK := uv pip compile pyproject.toml --extra server --constraint constraints.tx
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test drills lint format typecheck lock clean
+.PHONY: help setup run ray test drills lint format typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: setup ## serve on HOST:PORT (127.0.0.1:8000)
 	$(BIN)/worldcache serve --host $(HOST) --port $(PORT) $(ARGS)
+
+ray: setup ## serve with two replicas on this machine's Ray, at 127.0.0.1:PORT; ARGS as --help has them
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m deploy.ray.local --port $(PORT) $(ARGS)
 
 test: setup ## run the tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -24,6 +24,9 @@ SUBPROTOCOL = "worldcache"
 KEY_SUBPROTOCOL = "bearer."
 """Begins the subprotocol with which a browser, which cannot set headers, presents its key."""
 
+PASSED_ON = "passed_on"
+"""In the state of a request that another server has passed on, which has counted it."""
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -103,7 +106,8 @@ class AuthMiddleware:
             )
             await response(scope, receive, send)
             return
-        wait = 0.0 if key.rate is None else await self._limiter.take(key.name, key.rate)
+        counted = key.rate is not None and PASSED_ON not in scope["state"]
+        wait = await self._limiter.take(key.name, key.rate) if counted and key.rate is not None else 0.0
         if key.rate is not None and wait:
             self._refused("rate_limited")
             response = error_response(

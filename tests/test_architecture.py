@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 SERVICE = ("app", "fastapi", "starlette", "uvicorn", "redis", "prometheus_client")
 
 FORBIDDEN = {
-    "worldcache": SERVICE,
+    "worldcache": (*SERVICE, "deploy", "ray"),
+    "app": ("deploy", "ray"),
     "worldcache/core.py": (
         "torch",
         "diffusers",
