@@ -47,7 +47,7 @@ def serving(
             yield client
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
 
