@@ -111,17 +111,22 @@ class FrontMiddleware:
         raise lost()
 
     async def _at_holder(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        place = await self._where(session_id, scope["state"]["key"].name)
-        if place is None:
-            await self._here(scope, receive, send)
-            return
-        try:
-            if scope["type"] == "websocket":
-                await self._forwarder.websocket(place, scope, receive, send)
-            else:
-                await self._forwarder.http(place, scope, await _read(receive), receive, send)
-        except PeerGone:
-            raise lost() from None
+        owner = scope["state"]["key"].name
+        body = await _read(receive) if scope["type"] == "http" else b""
+        for _ in range(2):  # once more if its replica has just ended
+            place = await self._where(session_id, owner)
+            try:
+                if place is None:
+                    http = scope["type"] == "http"
+                    await self._here(scope, _replay(body, receive) if http else receive, send)
+                elif scope["type"] == "websocket":
+                    await self._forwarder.websocket(place, scope, receive, send)
+                else:
+                    await self._forwarder.http(place, scope, body, receive, send)
+                return
+            except PeerGone:
+                await self._members.look()
+        raise lost()
 
     async def _where(self, session_id: str, owner: str) -> Member | None:
         """The replica that holds a session; ``None`` for this one, which says so if there is no such session.
