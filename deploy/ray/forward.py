@@ -135,7 +135,6 @@ class Forwarder:
         Raises:
             PeerGone: the other replica cannot be reached.
         """
-        await receive()  # the client connects
         url = "ws" + member.url.removeprefix("http") + target_of(scope)
         skipped = (b"host", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions")
         headers = [
@@ -156,11 +155,13 @@ class Forwarder:
                 user_agent_header=None,
             )
         except InvalidStatus as refusal:
+            await receive()  # the client connects
             await _refuse(scope, refusal, send)
             return
         except (OSError, InvalidHandshake) as error:
             raise PeerGone(member.name) from error
         async with connection:
+            await receive()  # the client connects
             await send({"type": "websocket.accept", "subprotocol": connection.subprotocol})
             tasks = {
                 asyncio.create_task(_upwards(receive, connection)),

@@ -58,16 +58,20 @@ class FrontMiddleware:
 
     async def _answer(self, parts: list[str], scope: Scope, receive: Receive, send: Send) -> None:
         kind, rest = parts[0], parts[1:]
-        if kind == "sessions":
-            send = self._noting_sessions(scope, send)
         if PASSED_ON in scope["state"]:
-            await self.app(scope, receive, send)
+            await self._here(scope, receive, send)
         elif kind == "sessions" and rest and rest != ["step"]:
             await self._at_holder(rest[0], scope, receive, send)
         elif scope["type"] == "http":
             await self._http(kind, rest, scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self._here(scope, receive, send)
+
+    async def _here(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have this replica answer."""
+        if scope["path"].startswith("/v1/sessions"):
+            send = self._noting_sessions(scope, send)
+        await self.app(scope, receive, send)
 
     async def _http(self, kind: str, rest: list[str], scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
@@ -97,7 +101,7 @@ class FrontMiddleware:
             held = _Held(send, hold=number < len(places))
             try:
                 if place is None:
-                    await self.app(scope, _replay(body, receive), held)
+                    await self._here(scope, _replay(body, receive), held)
                 else:
                     await self._forwarder.http(place, scope, body, receive, held)
             except PeerGone:
@@ -107,17 +111,22 @@ class FrontMiddleware:
         raise lost()
 
     async def _at_holder(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        place = await self._where(session_id, scope["state"]["key"].name)
-        if place is None:
-            await self.app(scope, receive, send)
-            return
-        try:
-            if scope["type"] == "websocket":
-                await self._forwarder.websocket(place, scope, receive, send)
-            else:
-                await self._forwarder.http(place, scope, await _read(receive), receive, send)
-        except PeerGone:
-            raise lost() from None
+        owner = scope["state"]["key"].name
+        body = await _read(receive) if scope["type"] == "http" else b""
+        for _ in range(2):  # once more if its replica has just ended
+            place = await self._where(session_id, owner)
+            try:
+                if place is None:
+                    http = scope["type"] == "http"
+                    await self._here(scope, _replay(body, receive) if http else receive, send)
+                elif scope["type"] == "websocket":
+                    await self._forwarder.websocket(place, scope, receive, send)
+                else:
+                    await self._forwarder.http(place, scope, body, receive, send)
+                return
+            except PeerGone:
+                await self._members.look()
+        raise lost()
 
     async def _where(self, session_id: str, owner: str) -> Member | None:
         """The replica that holds a session; ``None`` for this one, which says so if there is no such session.

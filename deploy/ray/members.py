@@ -102,6 +102,21 @@ class Members:
         """The other replicas, those with most room first."""
         return sorted(self._others.values(), key=lambda member: -member.status.room)
 
+    async def look(self) -> None:
+        """See who is there now.
+
+        Raises:
+            StoreDown: nobody knows.
+        """
+        names = texts(await self._link.call("SMEMBERS", self._key("replicas")))
+        names = [name for name in names if name != self.name]
+        values = await self._link.call("MGET", *(self._key(f"replica:{n}") for n in names)) if names else []
+        found = dict(zip(names, values, strict=True))
+        self._others = {name: _member(name, value) for name, value in found.items() if value is not None}
+        dead = [name for name, value in found.items() if value is None]
+        if dead:
+            await self._link.call("SREM", self._key("replicas"), *dead)
+
     async def find(self, name: str) -> Member | None:
         """The replica with this name, if it lives and is not this one.
 
@@ -109,7 +124,7 @@ class Members:
             StoreDown: nobody knows.
         """
         if name not in self._others:
-            await self._look()
+            await self.look()
         return self._others.get(name)
 
     async def hold(self, session_id: str, owner: str) -> None:
@@ -155,17 +170,7 @@ class Members:
         span = int(1000 * self._silence_seconds)
         await self._link.call("SET", self._key(f"replica:{self.name}"), value, "PX", span)
         await self._link.call("SADD", self._key("replicas"), self.name)
-        await self._look()
-
-    async def _look(self) -> None:
-        names = texts(await self._link.call("SMEMBERS", self._key("replicas")))
-        names = [name for name in names if name != self.name]
-        values = await self._link.call("MGET", *(self._key(f"replica:{n}") for n in names)) if names else []
-        found = dict(zip(names, values, strict=True))
-        self._others = {name: _member(name, value) for name, value in found.items() if value is not None}
-        dead = [name for name, value in found.items() if value is None]
-        if dead:
-            await self._link.call("SREM", self._key("replicas"), *dead)
+        await self.look()
 
 
 def _member(name: str, value: bytes) -> Member:

@@ -153,7 +153,7 @@ def test_a_session_stays_at_its_replica(client: httpx.Client, doors: dict[str, h
     listed.append(client.get("/v1/sessions", params={"after": listed[0]["last_id"]}).json())
     assert [one["id"] for page in listed for one in page["data"]] == ids[::-1]
     assert [page["has_more"] for page in listed] == [True, False]
-    child = client.post(f"/v1/sessions/{ids[0]}/fork").json()["id"]
+    child = list(doors.values())[1].post(f"/v1/sessions/{ids[0]}/fork").json()["id"]
     assert [open_sessions(door) for door in doors.values()] == [2, 1]
     for door in (client, *doors.values()):
         assert door.get(f"/v1/sessions/{child}").json()["parent"] == ids[0]

@@ -40,7 +40,7 @@ def replica(server: RedisServer, prefix: str, **settings: Any) -> Iterator[httpx
         "redis_prefix": prefix,
         "models": TWO,
         "preload": "none",
-        "lease_seconds": 1,
+        "lease_seconds": 3,
         "drain_seconds": 1,
     }
     app = create_replica(Settings(**{**chosen, **settings}), "127.0.0.1")
@@ -65,7 +65,7 @@ def two_replicas(server: RedisServer, **settings: Any) -> Iterator[tuple[httpx.C
     prefix = next(PREFIXES)
     with ExitStack() as stack:
         first, second = (stack.enter_context(replica(server, prefix, **settings)) for _ in range(2))
-        time.sleep(0.3)  # more than a sign of life: they know each other
+        time.sleep(1)  # more than a sign of life: they know each other
         yield first, second
 
 
@@ -87,7 +87,7 @@ def test_a_request_goes_where_its_model_is(redis_server: RedisServer) -> None:
     with two_replicas(redis_server) as (first, second):
         load(first, "one")
         load(second, "two")
-        time.sleep(0.5)
+        time.sleep(1)
         for client in (first, second):
             for model in ("one", "two"):
                 answer = client.post("/v1/rollouts", json=rollout_body(model=model))
@@ -98,6 +98,19 @@ def test_a_request_goes_where_its_model_is(redis_server: RedisServer) -> None:
         assert [ended(first, "one"), ended(first, "two")] == [2, 0]
         assert [ended(second, "one"), ended(second, "two")] == [0, 2]
         assert [status_of(first, "two"), status_of(second, "one")] == ["cold", "cold"]
+
+
+def test_a_session_is_found_wherever_it_was_opened(redis_server: RedisServer) -> None:
+    with two_replicas(redis_server) as (first, second):
+        load(second, "one")
+        time.sleep(1)
+        opened = first.post("/v1/sessions", json=SESSION).json()["id"]
+        assert metric(second, "worldcache_active_sessions", model="one") == 1
+        forked = first.post(f"/v1/sessions/{opened}/fork").json()["id"]
+        assert metric(second, "worldcache_active_sessions", model="one") == 2
+        for client in (first, second):
+            for session_id in (opened, forked):
+                assert client.get(f"/v1/sessions/{session_id}").json()["id"] == session_id
 
 
 def test_a_full_replica_passes_on(redis_server: RedisServer) -> None:
