@@ -20,6 +20,7 @@ from app.redis.limits import RedisRateLimiter
 from app.redis.link import Link
 from app.redis.sessions import RedisSnapshots
 from app.redis.store import RedisStore
+from app.redis.tasks import end_tasks
 from app.redis.work import RedisQueue
 from app.redis.worker import Worker
 from app.rollouts import RolloutService
@@ -110,10 +111,7 @@ class RedisBackend:
         """Let go of everything; what has not ended is others' to go on with."""
         if self._worker is not None:
             await self._worker.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)
         await self._changes.close()
         try:
             await self.store.held.write_back()

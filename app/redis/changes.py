@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from app.redis.keys import Keys
 from app.redis.link import AWAY, PROBE_SECONDS, Link
+from app.redis.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ class Changes:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await end_tasks([self._task])
 
     @contextmanager
     def hearing(self, rollout_id: str) -> Iterator[asyncio.Event]:

@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Red
 from redis.exceptions import TimeoutError as TimedOut
 
 from app.redis.scripts import SCRIPTS, digest_of
+from app.redis.tasks import end_tasks
 from app.store import StoreDown
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,7 @@ class Link:
     async def close(self) -> None:
         """Let go of all connections."""
         if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.wait({self._prober})
+            await end_tasks([self._prober])
         try:
             await self.client.aclose()
         except AWAY as error:

@@ -13,6 +13,7 @@ from app.errors import Unavailable
 from app.metrics import Metrics
 from app.redis.link import Link
 from app.redis.store import RedisStore
+from app.redis.tasks import end_tasks
 from app.redis.work import RedisQueue, Taken
 from app.rollouts import RolloutService
 from app.store import LeaseLost, RolloutRecord, StoreDown
@@ -69,13 +70,8 @@ class Worker:
     async def close(self) -> None:
         """Take nothing more, and let go of what is still being prepared."""
         if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait({self._loop})
-        tasks = [task for _, task in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+            await end_tasks([self._loop])
+        await end_tasks([task for _, task in self._running.values()])
 
     async def _keep_taking(self) -> None:
         while not self._service.draining:
