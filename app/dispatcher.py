@@ -138,6 +138,7 @@ class InProcessJob:
             self._chunks_done += 1
         else:
             self._ended(self, event)
+            self._rollout = None  # which refers to this
         self._queue.put_nowait(event)
 
     async def events(self) -> AsyncIterator[RolloutEvent]:
@@ -148,8 +149,7 @@ class InProcessJob:
                 return
 
     def cancel(self) -> None:
-        assert self._rollout is not None
-        if self._thread.alive:
+        if self._rollout is not None and self._thread.alive:
             self._thread.cancel(self._rollout)
 
 

@@ -123,7 +123,8 @@ class ChunkDenoiser:
         )
 
     def close(self) -> None:
-        """Nothing to let go of that is not dropped with it."""
+        """Let go of the step's inputs, which refer to this: without them it is freed with its last user."""
+        self._inputs = StepInput()
 
     def _modalities(self) -> dict[str, ModalityStats]:
         branches, cached = self._layout.branches, self._decisions.count(".")
@@ -161,6 +162,7 @@ class ChunkDenoiser:
     def _must_compute(self) -> bool:
         """Whether there is no step left, or the current one is FULL."""
         if self.done:
+            self.close()
             return True
         self._inputs = StepInput(self._latent_tokens, self._modulated_input)
         return self.policy.should_compute(self._state, self.step, self._inputs)
