@@ -27,20 +27,23 @@ def serving(
     *,
     models_by_name: Mapping[str, WorldModel | ModelSource] | None = None,
     wait_until_ready: bool = True,
+    timeout: float = 30,
     **settings: Any,
 ) -> Iterator[httpx.Client]:
     """Run the app until the block ends; the client waits for ``/readyz`` first.
 
-    It serves ``model`` as ``toy``, or else ``models_by_name``.
+    It serves ``model`` as ``toy``, or else ``models_by_name``, or those that the settings name.
     """
-    app = create_app(Settings(**settings), models_by_name=models_by_name or {"toy": model or ToyWorldModel()})
+    if models_by_name is None and "models" not in settings:
+        models_by_name = {"toy": model or ToyWorldModel()}
+    app = create_app(Settings(**settings), models_by_name=models_by_name)
     server = make_server(app, host="127.0.0.1", port=0, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client:
         try:
             while wait_until_ready and client.get("/readyz").status_code != 200:
                 time.sleep(0.01)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.main import create_app
-from app.serving import make_server
-from app.settings import Settings
+from tests.app.conftest import serving
 from tests.models.aether import tiny as aether
 from tests.models.sana_wm import tiny as sana_wm
 from tests.models.voyager import tiny as voyager
@@ -35,31 +31,12 @@ STEPS = 6
 UNCALIBRATED = ("teacache", "magcache")
 
 
-@contextmanager
-def served(folder: Path, **settings: Any) -> Iterator[httpx.Client]:
-    """A server of the tiny models, loaded as an operator would have them loaded."""
-    models = ",".join(f"{family}={family}:{WRITERS[family](folder / family)}" for family in FAMILIES)
-    app = create_app(Settings(models=models, **settings))
-    server = make_server(app, host="127.0.0.1", port=0, log_level="warning")
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-        try:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.05)
-            yield client
-        finally:
-            server.should_exit = True
-            thread.join(60)
-            assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with served(tmp_path_factory.mktemp("models")) as running:
+    """A server of the tiny models, loaded as an operator would have them loaded."""
+    folder = tmp_path_factory.mktemp("models")
+    models = ",".join(f"{family}={family}:{WRITERS[family](folder / family)}" for family in FAMILIES)
+    with serving(models=models, timeout=120) as running:
         yield running
 
 
