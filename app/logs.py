@@ -79,6 +79,14 @@ def log_access(method: str, path: str, route: str, status: int, seconds: float, 
     )
 
 
+def hide_secrets(record: logging.LogRecord) -> bool:
+    """A log filter, for loggers whose records may reach somebody else's handlers: redacts the message."""
+    message = record.getMessage()
+    if (redacted := redact(message)) != message:
+        record.msg, record.args = redacted, None
+    return True
+
+
 class RequestIdFilter(logging.Filter):
     """Gives every record the id of the request for which it was logged."""
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from app.connections import ConnectionGuard
 from app.dependencies import Services
-from app.secrecy import hide_headers
+from app.logs import hide_secrets
 
 STARTUP_FAILURE = 3
 """Exit code of a server that could not start, as uvicorn has it."""
@@ -79,7 +79,7 @@ def make_server(app: FastAPI, **options: Any) -> AnnouncingServer:
         ws_max_size=MAX_MESSAGE_BYTES,
         **options,
     )
-    logging.getLogger("uvicorn.error").addFilter(hide_headers)
+    logging.getLogger("uvicorn.error").addFilter(hide_secrets)  # at debug it writes down every header
     return AnnouncingServer(config, lambda: _leave_in_order(services, leave_seconds))
 
 

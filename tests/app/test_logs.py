@@ -13,6 +13,7 @@ from app.logs import (
     RequestIdFilter,
     TextFormatter,
     configure_logging,
+    hide_secrets,
     log_access,
     logging_as,
     redact,
@@ -70,6 +71,16 @@ def test_an_exception_comes_along() -> None:
 )
 def test_what_could_be_a_key_is_left_out(said: str, logged: str) -> None:
     assert redact(said) == logged
+
+
+def test_a_filter_hides_secrets_from_everybodys_handlers() -> None:
+    record = make_record("< %s: %s", "AUTHORIZATION", "Bearer sesame")
+    assert hide_secrets(record) and record.getMessage() == "< AUTHORIZATION: ***"
+    record = make_record("100% of %s", "Host")
+    record = make_record("%s: bearer %s, %s", "100%", "sesame", "%s")
+    assert hide_secrets(record) and record.getMessage() == "100%: bearer ***, %s"
+    record = make_record("< %s: %s", "Host", "a")
+    assert hide_secrets(record) and (record.msg, record.args) == ("< %s: %s", ("Host", "a"))
 
 
 def test_a_request_is_one_line_whatever_its_path(caplog: pytest.LogCaptureFixture) -> None:

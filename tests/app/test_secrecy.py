@@ -8,7 +8,6 @@ import logging
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from app.secrecy import hide_headers
 from app.serving import make_server
 from tests.app.conftest import rollout_body, serving
 from tests.app.sockets import driving
@@ -52,16 +51,7 @@ def test_keys_are_in_no_log_answer_or_metric(
     theirs = ("httpcore", "httpx", "websockets.client")  # the client of this test, in the same process
     logged = [record for record in caplog.records if not record.name.startswith(theirs)]
     told += [record.getMessage() for record in logged]
-    assert any("[hidden]" in text for text in told), "headers were logged, so the test sees something"
+    assert any("authorization: ***" in text.lower() for text in told), "headers were logged, so it sees them"
     for key in (KEY, WRONG):
         for secret in (key, subprotocol(key)):
             assert not any(secret in text for text in told)
-
-
-def test_other_records_stay_as_they_are() -> None:
-    record = logging.LogRecord("x", logging.DEBUG, "", 0, "< %s: %s", ("Host", "a"), None)
-    assert hide_headers(record) and record.getMessage() == "< Host: a"
-    record = logging.LogRecord("x", logging.DEBUG, "", 0, "%s", ("Authorization",), None)
-    assert hide_headers(record) and record.getMessage() == "Authorization"
-    record = logging.LogRecord("x", logging.DEBUG, "", 0, "< %s: %s", ("AUTHORIZATION", "a"), None)
-    assert hide_headers(record) and record.getMessage() == "< AUTHORIZATION: [hidden]"
