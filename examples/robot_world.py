@@ -130,7 +130,7 @@ class RobotWorldModel(WorldModel):
     def decode(self, latent: Tensor) -> Frames:
         return {"rgb": (self.render(latent)["rgb"] * 255).round().to(torch.uint8).numpy()}
 
-    def advance(self, context: Tensor, latent: Tensor, actions: Sequence[Sequence[float]]) -> Tensor:
+    def advance(self, context: Tensor, latent: Tensor, decoded: object, actions: object) -> Tensor:
         return self.network.locate(latent[:, -1])
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldcache.actions import DiscreteActionSpace
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation, Preset
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, UnknownName
 from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.context import ArraySpec, check_arrays
@@ -45,7 +46,7 @@ class ToyTokens(TokenView):
 
 @dataclass
 class ToyWorldModel(WorldModel):
-    """RGB-D model ``toy``.
+    """RGB-D model ``toy``. Its contexts are the latest actions, as an array.
 
     Args:
         delay: seconds that every backbone call takes.
@@ -84,15 +85,17 @@ class ToyWorldModel(WorldModel):
             licence="Apache-2.0",
         )
 
-    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> tuple[int, ...]:
+    def begin(
+        self, observation: Observation, conditioning: Conditioning = UNCONDITIONED
+    ) -> NDArray[np.int64]:
         if observation.start is not None and observation.start not in self.info.starts:
             raise UnknownName("start", observation.start, self.info.starts, param="observation.start")
         if observation.start is None and observation.frames is None:
             raise InvalidInput("give a start or at least one frame", param="observation")
-        return ()
+        return np.empty(0, np.int64)
 
     def condition(
-        self, context: tuple[int, ...], actions: Sequence[Any], generator: torch.Generator
+        self, context: NDArray[np.int64], actions: Sequence[Any], generator: torch.Generator
     ) -> tuple[int, ...]:
         return tuple(actions)
 
@@ -129,16 +132,19 @@ class ToyWorldModel(WorldModel):
             "depth": pictures["depth"].numpy() * 64.0,
         }
 
-    def advance(self, context: tuple[int, ...], latent: Tensor, actions: Sequence[Any]) -> tuple[int, ...]:
-        return (*context, *actions)[-self.info.context_frames :]
+    def advance(
+        self, context: NDArray[np.int64], latent: Tensor, decoded: Decoded, actions: Sequence[Any]
+    ) -> NDArray[np.int64]:
+        return np.array([*context, *actions][-self.info.context_frames :], np.int64)
 
-    def export_context(self, context: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    def export_context(self, context: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         padded = (*context, *(-1,) * (CHUNK - len(context)))
         return {"actions": np.array(padded, np.int64)}
 
-    def import_context(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+    def import_context(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         check_arrays(arrays, {"actions": ArraySpec(np.dtype(np.int64), (CHUNK,), -1, 3)})
-        return tuple(action for action in arrays["actions"].tolist() if action >= 0)
+        actions: NDArray[np.int64] = arrays["actions"]
+        return actions[actions >= 0]
 
     @property
     def memory_bytes(self) -> int:

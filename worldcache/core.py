@@ -201,11 +201,12 @@ class Observation:
     depth: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RolloutState:
     """How far a rollout is after some frames: all that is needed to go on from there.
 
-    A value that nobody owns. Contexts are never changed, so any number of rollouts may begin from one.
+    A value that nobody owns. Contexts are never changed, so any number of rollouts may begin from one. States
+    are equal if they are the same object: contexts hold tensors, which cannot be compared so easily.
 
     Attributes:
         context: what the model's next chunk is conditioned on, of the model's own type.

@@ -20,6 +20,7 @@ from tests.toy import SIZE, ToyWorldModel
 from worldcache.actions import CameraPoseActionSpace
 from worldcache.cameras import TRAJECTORIES
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, Observation, Task
+from worldcache.decoded import Decoded
 
 EYE = np.eye(4).tolist()
 
@@ -42,13 +43,16 @@ class CameraToy(ToyWorldModel):
             tasks={"predict": Task(10, 1.0), "plan": Task(5, 3.0, needs=("goal",))},
         )
 
-    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> tuple[int, ...]:
+    def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> Any:
         self.seen.append((conditioning, 0 if observation.frames is None else len(observation.frames)))
         return super().begin(observation)
 
     def condition(self, context: Any, actions: Sequence[Any], generator: torch.Generator) -> tuple[int, ...]:
         self.steered.append(tuple(actions))
         return (1,)
+
+    def advance(self, context: Any, latent: Tensor, decoded: Decoded, actions: Sequence[Any]) -> Any:
+        return context
 
     def latent_shape(self, frames: int) -> tuple[int, ...]:
         return (4, frames + 1, *SIZE)

@@ -138,7 +138,7 @@ def test_frames_that_cannot_be_kept_fail_the_rollout(monkeypatch: pytest.MonkeyP
 class PickyWorldModel(ToyWorldModel):
     """Refuses every observation, as a model does that can only tell when it sees it."""
 
-    def begin(self, observation: Observation, conditioning: Any = None) -> tuple[int, ...]:
+    def begin(self, observation: Observation, conditioning: Any = None) -> Any:
         raise InvalidInput("the frames do not fit", param="observation.frames")
 
 

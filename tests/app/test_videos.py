@@ -404,7 +404,7 @@ class PickyWorldModel(ToyWorldModel):
         super().__post_init__()
         self.info = replace(self.info, starts=())
 
-    def begin(self, observation: Any, conditioning: Any = None) -> tuple[int, ...]:
+    def begin(self, observation: Any, conditioning: Any = None) -> Any:
         raise InvalidInput("observation.frames do not fit", param="observation.frames")
 
 

@@ -22,5 +22,5 @@ class SlowWorld(ToyWorldModel):
 class SecretiveWorld(SlowWorld):
     """The same without snapshots."""
 
-    def export_context(self, context: tuple[int, ...]) -> Any:
+    def export_context(self, context: Any) -> Any:
         raise self._keeps_no_contexts()

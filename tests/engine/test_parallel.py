@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.engine.listening import finish, request
 from tests.toy import ToyWorldModel
+from worldcache.decoded import Decoded
 from worldcache.engine.engine import Engine
 from worldcache.engine.parallel import num_threads
 from worldcache.models.base import Row
@@ -39,9 +40,9 @@ def test_the_backbone_alone_uses_them_all() -> None:
             seen["evaluate"].add(torch.get_num_threads())
             return super().evaluate(rows)
 
-        def advance(self, context: Any, latent: Tensor, actions: Any) -> Any:
+        def advance(self, context: Any, latent: Tensor, decoded: Decoded, actions: Any) -> Any:
             seen["advance"].add(torch.get_num_threads())
-            return super().advance(context, latent, actions)
+            return super().advance(context, latent, decoded, actions)
 
     (listener,) = finish(Engine(), Watched(), request("interval", interval=3))
     assert listener.end.status == "succeeded"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 import worldcache
 from worldcache.core import Observation, Preset
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, ModelLoadError, PolicyNotCalibrated, UnknownName
 from worldcache.models.base import Row, WorldModel
 from worldcache.models.doom.world import DoomWorldModel
@@ -129,7 +131,7 @@ def test_decoding_inverts_the_scale(model: DoomWorldModel) -> None:
 def test_the_context_moves_on(model: DoomWorldModel) -> None:
     context = model.begin(Observation(start="centre"))
     latent = torch.full((4, 4, 48, 64), 2.0)
-    moved = model.advance(context, latent, (0, 1, 2, 3))
+    moved = model.advance(context, latent, Decoded(partial(model.decode, latent)), (0, 1, 2, 3))
     assert (moved.frames == 1).all()  # clamped to what a frame can hold
     assert moved.actions == (0, 1, 2, 3)
 

@@ -6,12 +6,14 @@ Holds no state: whatever it does not change it hands on to the model that it wra
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Observation
+from worldcache.decoded import Decoded
 from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.sampler import Sampler
 
@@ -71,8 +73,9 @@ class BenchWorldModel(WorldModel):
     def decode(self, latent: Tensor) -> Frames:
         return {name: picture.numpy() for name, picture in self.render(latent).items()}
 
-    def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:
-        return self.inner.advance(context, latent, actions)
+    def advance(self, context: Any, latent: Tensor, decoded: Decoded, actions: Sequence[Any]) -> Any:
+        as_shown = Decoded(partial(self.inner.decode, latent))  # ours are not rounded
+        return self.inner.advance(context, latent, as_shown, actions)
 
     @property
     def memory_bytes(self) -> int:

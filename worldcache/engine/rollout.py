@@ -25,6 +25,7 @@ from worldcache.core import (
     RolloutState,
     RolloutStats,
 )
+from worldcache.decoded import Decoded
 from worldcache.engine.decode import Job, run_now
 from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.models.base import ChunkTask, Denoiser, Row, WorldModel
@@ -235,11 +236,12 @@ class Rollout:
     def _finish_chunk(self, denoiser: Denoiser) -> None:
         """Hand the chunk over to be decoded, and go on with the next one from its latent."""
         size, latent, state = denoiser.frames, denoiser.latent, None
+        decoded = Decoded(partial(self.model.decode, latent))
         wanted = min(size, len(self.request.actions) - self._frame)
         if wanted == size:
-            self._context = self.model.advance(self._context, latent, self._chunk_actions())
+            self._context = self.model.advance(self._context, latent, decoded, self._chunk_actions())
             state = RolloutState(self._context, self.request.frames_before + self._frame + size)
-        self._later(partial(self._hand_out, denoiser, latent, self._chunk, self._frame, wanted, state))
+        self._later(partial(self._hand_out, denoiser, decoded, self._chunk, self._frame, wanted, state))
         self._chunk += 1
         self._frame += wanted
         self._denoiser = None
@@ -249,7 +251,7 @@ class Rollout:
     def _hand_out(
         self,
         denoiser: Denoiser,
-        latent: Tensor,
+        decoded: Decoded,
         chunk: int,
         generated: int,
         wanted: int,
@@ -265,10 +267,8 @@ class Rollout:
         if self._dropped or output.failure is not None:
             return
         try:
-            began = time.perf_counter()
-            frames = self.model.decode(latent)
-            seconds = time.perf_counter() - began
-            output.decode_seconds += seconds
+            frames = decoded.take()
+            output.decode_seconds += decoded.seconds
             stats = denoiser.stats(chunk)
         except Exception as error:
             logger.error("a chunk cannot be decoded", exc_info=error)
@@ -281,7 +281,7 @@ class Rollout:
         shown = observed if self.request.state is None else 0
         first = observed if chunk else observed - shown  # observed frames are shown once, or not at all
         kept = {name: array[first : observed + wanted] for name, array in frames.items()}
-        self.listener(ChunkFinished(generated + shown if chunk else 0, kept, stats, state, seconds))
+        self.listener(ChunkFinished(generated + shown if chunk else 0, kept, stats, state, decoded.seconds))
 
     def _say_end(self, status: str, error: Exception | None) -> None:
         output = self._output

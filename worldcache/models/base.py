@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldcache.core import UNCONDITIONED, ChunkStats, Conditioning, Frames, ModelInfo, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput
 from worldcache.models.transfer import to_device
 from worldcache.policies.base import Policy, TokenLayout
@@ -223,10 +224,11 @@ class WorldModel(ABC):
         """The frames of a finished chunk, on the host, in the modalities' units; the observed ones first."""
 
     @abstractmethod
-    def advance(self, context: Any, latent: Tensor, actions: Sequence[Any]) -> Any:
+    def advance(self, context: Any, latent: Tensor, decoded: Decoded, actions: Sequence[Any]) -> Any:
         """The context of the chunk after this one; ``context`` itself stays as it is.
 
-        What only a next chunk needs is better left to its :meth:`condition`.
+        What only a next chunk needs is better left to its :meth:`condition`: ``decoded`` is the frames of
+        ``latent``, and whoever asks for its last one here waits until all of them are decoded.
         """
 
     def export_context(self, context: Any) -> dict[str, NDArray[Any]]:

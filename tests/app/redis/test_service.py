@@ -226,7 +226,7 @@ def test_a_model_that_cannot_write_its_state_down_begins_again(
     redis_server: RedisServer, prefix: str
 ) -> None:
     class Secretive(ToyWorldModel):
-        def export_context(self, context: tuple[int, ...]) -> Any:
+        def export_context(self, context: Any) -> Any:
             raise self._keeps_no_contexts()
 
     body = slow(12)

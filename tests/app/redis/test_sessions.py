@@ -87,7 +87,7 @@ def test_sessions_of_a_model_that_keeps_its_state_go_with_their_server(
     redis_server: RedisServer, prefix: str
 ) -> None:
     class Secretive(ToyWorldModel):
-        def export_context(self, context: tuple[int, ...]) -> Any:
+        def export_context(self, context: Any) -> Any:
             raise self._keeps_no_contexts()
 
     with replica(redis_server, prefix, Secretive(), session_snapshot_seconds=0.05) as one:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from worldcache.core import UNCONDITIONED, Conditioning, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput
 from worldcache.models.aether.context import IDENTITY, AetherContext, relative_poses
 from worldcache.models.aether.latents import unpack_raymap
@@ -188,28 +191,34 @@ def test_frames_have_their_units(model: AetherWorldModel) -> None:
     assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3), atol=1e-4)
 
 
+def advance(
+    model: AetherWorldModel, context: AetherContext, latent: torch.Tensor, actions: Sequence[Any]
+) -> AetherContext:
+    return model.advance(context, latent, Decoded(partial(model.decode, latent)), actions)
+
+
 def test_the_next_chunk_starts_from_the_last_frame(model: AetherWorldModel) -> None:
     latent = torch.randn(model.latent_shape(16), generator=generator())
     begun = model.begin(OBSERVED)
     actions = (shifted(0.5),) * 16
-    context = model.advance(begun, latent, actions)  # type: ignore[arg-type]
+    context = advance(model, begun, latent, actions)
     last = model.begin(Observation(frames=model.decode(latent)["rgb"][-1:]))
-    assert begun.latent is None
+    assert begun.before is None
     assert context.origin == shifted(0.5)
     chained = model.condition(context, LEFT, generator())
     afresh = model.condition(last, LEFT, generator())
     assert torch.equal(chained.latents, afresh.latents)
-    assert model.advance(context, latent, LEFT).origin == IDENTITY
+    assert advance(model, context, latent, LEFT).origin == IDENTITY
 
 
 def test_a_reconstruction_goes_on_with_the_video(model: AetherWorldModel) -> None:
     begun = model.begin(Observation(frames=VIDEO), Conditioning(task="reconstruction"))
     latent = torch.zeros(model.latent_shape(16))
-    after = model.advance(begun, latent, LEFT)
+    after = advance(model, begun, latent, LEFT)
     assert np.array_equal(after.frames, VIDEO[16:])
     model.condition(after, LEFT, generator())
     with pytest.raises(InvalidInput):
-        model.condition(model.advance(after, latent, LEFT), LEFT, generator())
+        model.condition(advance(model, after, latent, LEFT), LEFT, generator())
 
 
 def contexts(model: AetherWorldModel) -> list[AetherContext]:
@@ -217,7 +226,7 @@ def contexts(model: AetherWorldModel) -> list[AetherContext]:
     predicted = model.begin(OBSERVED, Conditioning(fps=8, fov=60))
     return [
         predicted,
-        model.advance(predicted, latent, (shifted(0.5),) * 16),  # type: ignore[arg-type]
+        advance(model, predicted, latent, (shifted(0.5),) * 16),
         model.begin(OBSERVED, Conditioning(task="planning", goal=GOAL)),
         model.begin(Observation(frames=VIDEO), Conditioning(task="reconstruction")),
     ]

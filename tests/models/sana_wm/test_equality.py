@@ -11,7 +11,8 @@ import pytest
 import torch
 from diffusers import SanaWMPipeline
 
-from tests.engine.listening import Listener, finish
+from tests.engine.listening import finish
+from tests.models.sana_wm.latents import latents_of
 from tests.models.sana_wm.requests import KEYS, picture, request, turning
 from tests.models.sana_wm.tiny import write_folder
 from worldcache.core import Conditioning
@@ -31,14 +32,6 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pipe = SanaWMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def latent(listener: Listener) -> torch.Tensor:
-    """The last chunk's, which its state keeps."""
-    state = listener.chunks[-1].state
-    assert state is not None
-    before: torch.Tensor = state.context.before
-    return before
 
 
 CAMERAS = {
@@ -67,9 +60,10 @@ def test_a_rollout_is_the_pipelines(
         **told,
     )
     one = request(actions, steps=5, guidance=guidance, conditioning=PROMPTS)
-    (listener,) = finish(Engine(), reader, one)
+    with latents_of(reader) as latents:
+        (listener,) = finish(Engine(), reader, one)
     assert listener.end.status == "succeeded", listener.end.error
-    torch.testing.assert_close(latent(listener), expected.latent[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents[-1], expected.latent[0], rtol=0, atol=1e-5)
     frames = (expected.frames * 255).round().astype(np.int16)
     assert frames.shape == (17, *reader.info.resolution, 3)
     assert np.abs(listener.rgb().astype(np.int16) - frames).max() <= 1
@@ -92,16 +86,20 @@ def test_everything_that_a_request_says_changes_the_latent(
     reader: SanaWMWorldModel, change: dict[str, Any]
 ) -> None:
     same = {"conditioning": Conditioning(prompt="a red house", fov=FOV)}
-    one, other = finish(Engine(), reader, request(**same), request(**{**same, **change}))
-    assert (latent(one) - latent(other)).abs().max() > 1e-4
+    with latents_of(reader) as latents:
+        finish(Engine(), reader, request(**same), request(**{**same, **change}))
+    one, other = latents
+    assert (one - other).abs().max() > 1e-4
 
 
 def test_negative_prompts_count_only_under_guidance(reader: SanaWMWorldModel) -> None:
     rain = Conditioning(negative_prompt="rain")
-    plain, other = finish(Engine(), reader, request(), request(conditioning=rain))
-    torch.testing.assert_close(latent(plain), latent(other), rtol=0, atol=1e-6)
-    plain, other = finish(Engine(), reader, request(guidance=5.0), request(guidance=5.0, conditioning=rain))
-    assert (latent(plain) - latent(other)).abs().max() > 1e-4
+    with latents_of(reader) as latents:
+        finish(Engine(), reader, request(), request(conditioning=rain))
+        finish(Engine(), reader, request(guidance=5.0), request(guidance=5.0, conditioning=rain))
+    plain, other, guided, rainy = latents
+    torch.testing.assert_close(plain, other, rtol=0, atol=1e-6)
+    assert (guided - rainy).abs().max() > 1e-4
 
 
 def test_the_embeddings_of_a_folder_stand_in_for_its_text_encoder(
@@ -126,5 +124,6 @@ def test_the_embeddings_of_a_folder_stand_in_for_its_text_encoder(
         negative_prompt_attention_mask=text.negative_mask[None],
         output_type="latent",
     )
-    (listener,) = finish(Engine(), model, request(guidance=3.0))
-    torch.testing.assert_close(latent(listener), expected.latent[0], rtol=0, atol=1e-5)
+    with latents_of(model) as latents:
+        finish(Engine(), model, request(guidance=3.0))
+    torch.testing.assert_close(latents[-1], expected.latent[0], rtol=0, atol=1e-5)

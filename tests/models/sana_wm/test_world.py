@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.engine.listening import finish
+from tests.models.sana_wm.latents import latents_of
 from tests.models.sana_wm.requests import KEYS, picture, request, turning
 from tests.models.sana_wm.tiny import CONFIGS, CPU
 from worldcache.core import Conditioning, Observation
@@ -64,13 +65,14 @@ def test_requests_side_by_side_equal_each_alone(model: SanaWMWorldModel, guidanc
         request(turning(16), seed=2, steps=6, guidance=guidance, image=1, conditioning=Conditioning(fov=60)),
     ]
     ticks: list[Any] = []
-    together = finish(Engine(observer=ticks.append), model, *both)
-    alone = [finish(Engine(), model, one)[0] for one in both]
+    with latents_of(model) as together:
+        finish(Engine(observer=ticks.append), model, *both)
+    with latents_of(model) as alone:
+        for one in both:
+            finish(Engine(), model, one)
     assert len(ticks) < sum(one.num_inference_steps for one in both)  # they did share calls
-    for one, other in zip(together, alone, strict=True):
-        states = [listener.chunks[-1].state for listener in (one, other)]
-        latents = [state.context.before for state in states if state is not None]
-        torch.testing.assert_close(*latents, rtol=0, atol=1e-5)
+    widest = 2 * guidance - 1  # how much of its branches' rounding guidance may add up
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5 * widest)
 
 
 def test_chunks_of_two_lengths_run_side_by_side(model: SanaWMWorldModel) -> None:
@@ -119,7 +121,9 @@ def test_the_next_chunk_begins_with_the_last_frame_that_was_seen(model: SanaWMWo
     (listener,) = finish(Engine(), model, request())
     state = listener.chunks[-1].state
     assert state is not None
-    condition = model.condition(state.context, ("w",) * 8, torch.Generator())
+    with latents_of(model) as decoded_again:
+        condition = model.condition(state.context, ("w",) * 8, torch.Generator())
+    assert not decoded_again
     again = model.begin(Observation(frames=listener.rgb()[-1:]))
     assert torch.equal(condition.first, again.first)
 

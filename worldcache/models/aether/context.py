@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldcache.actions import MOST_POSE, CameraPoseActionSpace, Pose
 from worldcache.core import ModelInfo
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput
 from worldcache.models.aether.info import FOV_RANGE, FPS, TASKS
 from worldcache.models.context import ArraySpec, check_arrays
@@ -34,7 +35,7 @@ class AetherContext:
         frames: uint8 ``[F, H, W, 3]``: the observed frame, or what is left of a video to reconstruct.
         goal: uint8 ``[1, H, W, 3]`` for planning.
         origin: the camera of the chunk's first frame, in the client's coordinates.
-        latent: the chunk before, whose last frame stands in for ``frames``; ``None`` at the start.
+        before: the chunk before, whose last frame stands in for ``frames``; ``None`` at the start.
     """
 
     task: str
@@ -43,7 +44,7 @@ class AetherContext:
     frames: NDArray[np.uint8]
     goal: NDArray[np.uint8] | None = None
     origin: Pose = IDENTITY
-    latent: Tensor | None = None
+    before: Decoded | None = None
 
 
 def relative_poses(context: AetherContext, actions: Sequence[Pose | None]) -> Tensor | None:

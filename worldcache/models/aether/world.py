@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldcache.actions import Pose
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput
 from worldcache.models.aether import pictures
 from worldcache.models.aether.condition import (
@@ -217,7 +218,7 @@ class AetherWorldModel(WorldModel):
         return colours, to_host(depth_from_disparity(pictures.disparities(self.vae.decode(disparity))))
 
     def advance(
-        self, context: AetherContext, latent: Tensor, actions: Sequence[Pose | None]
+        self, context: AetherContext, latent: Tensor, decoded: Decoded, actions: Sequence[Pose | None]
     ) -> AetherContext:
         """Go on from the last frame, or in reconstruction with the rest of the video.
 
@@ -226,14 +227,11 @@ class AetherWorldModel(WorldModel):
         origin = actions[-1] or IDENTITY
         if context.task == "reconstruction":
             return replace(context, frames=context.frames[len(actions) :], origin=origin)
-        return replace(context, latent=latent, origin=origin)
+        return replace(context, before=decoded, origin=origin)
 
     def _observed(self, context: AetherContext) -> NDArray[np.uint8]:
-        """The frames that a chunk starts from; decodes them if a chunk came before."""
-        if context.latent is None:
-            return context.frames
-        decoded = self.vae.decode(split_latent(context.latent)[0])
-        return pictures.to_bytes(to_host(pictures.colours(decoded[-1:]).contiguous()))
+        """The frames that a chunk starts from: the last one of the chunk before, if there was one."""
+        return context.frames if context.before is None else context.before.last()["rgb"]
 
     def export_context(self, context: AetherContext) -> dict[str, NDArray[Any]]:
         return export_arrays(context, self._observed(context))

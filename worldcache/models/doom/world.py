@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from worldcache.actions import DiscreteActionSpace
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.calibration import Calibration, read_calibration
@@ -257,7 +258,9 @@ class DoomWorldModel(WorldModel):
             "depth": (pictures["depth"] * self._depth_max).numpy(),
         }
 
-    def advance(self, context: DoomContext, latent: Tensor, actions: Sequence[int]) -> DoomContext:
+    def advance(
+        self, context: DoomContext, latent: Tensor, decoded: Decoded, actions: Sequence[int]
+    ) -> DoomContext:
         keep = self.info.context_frames
         frames = torch.cat([context.frames, latent.clamp(-1, 1)], dim=1)[:, -keep:]
         return DoomContext(frames.contiguous(), (*context.actions, *actions)[-keep:])

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import ChunkTask, Denoiser, Row, TokenView, WorldModel
 from worldcache.models.pipeline.context import PipelineContext, read_context, write_context
@@ -198,7 +199,9 @@ class PipelineWorldModel(WorldModel):
     def decode(self, latent: Tensor) -> Frames:
         return {MODALITY: (latent * 255.0).round().to(torch.uint8).numpy()}
 
-    def advance(self, context: PipelineContext, latent: Tensor, actions: Sequence[int]) -> PipelineContext:
+    def advance(
+        self, context: PipelineContext, latent: Tensor, decoded: Decoded, actions: Sequence[int]
+    ) -> PipelineContext:
         """The last frame, as a client would send it back."""
         return replace(context, image=self.decode(latent[-1:])[MODALITY][0])
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldcache.decoded import Decoded
 from worldcache.models.base import TokenView
 from worldcache.models.sana_wm.text import Text
 from worldcache.policies.base import TokenLayout
@@ -21,13 +22,13 @@ class SanaWMContext:
     Attributes:
         first: latent ``[C, 1, h, w]`` of the frame that the chunk begins with; ``None`` if that is still to
             be made of ``before``.
-        before: latent of the chunk before.
+        before: the chunk before.
         pose: of that frame, in the coordinates of the observation's camera, ``[4, 4]``.
         intrinsics: ``[fx, fy, cx, cy]`` in pixels.
     """
 
     first: Tensor | None
-    before: Tensor | None
+    before: Decoded | None
     pose: NDArray[np.float64]
     intrinsics: NDArray[np.float32]
     text: Text

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, UnknownName
 from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.sana_wm import camera
@@ -121,8 +122,7 @@ class SanaWMWorldModel(WorldModel):
         first = context.first
         if first is None:
             assert context.before is not None
-            last = self._pixels.decode(context.before)[-1]
-            first = self._pixels.encode(to_frames(last))  # as the client has seen it
+            first = self._pixels.encode(context.before.last()["rgb"][0])  # as the client has seen it
         poses = camera.trajectory(context.pose, actions).astype(np.float32)
         seen = prepare_camera(
             poses,
@@ -176,9 +176,11 @@ class SanaWMWorldModel(WorldModel):
     def decode(self, latent: Tensor) -> Frames:
         return {"rgb": to_frames(self._pixels.decode(latent))}
 
-    def advance(self, context: SanaWMContext, latent: Tensor, actions: Sequence[Any]) -> SanaWMContext:
+    def advance(
+        self, context: SanaWMContext, latent: Tensor, decoded: Decoded, actions: Sequence[Any]
+    ) -> SanaWMContext:
         pose = camera.trajectory(context.pose, actions)[-1]
-        return replace(context, first=None, before=latent, pose=pose)
+        return replace(context, first=None, before=decoded, pose=pose)
 
     @property
     def memory_bytes(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldcache.actions import CameraPoseActionSpace, Pose
 from worldcache.core import UNCONDITIONED, Conditioning, Frames, Modality, ModelInfo, Observation
+from worldcache.decoded import Decoded
 from worldcache.errors import InvalidInput, ModelLoadError, UnknownName
 from worldcache.models.base import Row, TokenView, WorldModel
 from worldcache.models.calibration import Calibration
@@ -232,18 +233,20 @@ class VoyagerWorldModel(WorldModel):
             "depth": pictures["depth"].numpy().copy(),
         }
 
-    def advance(self, context: VoyagerContext, latent: Tensor, actions: Sequence[Pose]) -> VoyagerContext:
-        make = partial(self._last_frame, latent, context.scene.get(), actions[-1])
+    def advance(
+        self, context: VoyagerContext, latent: Tensor, decoded: Decoded, actions: Sequence[Pose]
+    ) -> VoyagerContext:
+        make = partial(self._last_frame, decoded, context.scene.get(), actions[-1])
         return VoyagerContext(LazyScene(make), context.prompt, context.negative)
 
-    def _last_frame(self, latent: Tensor, before: Scene, pose: Pose) -> Scene:
+    def _last_frame(self, decoded: Decoded, before: Scene, pose: Pose) -> Scene:
         """The last frame of a chunk, its relative depth read as that of the frame that was drawn there."""
-        rgb, depth = split_pixels(self._codec.decode(latent)[:, -1:])
+        seen = decoded.last()
         first, last = draw_half(before, (pose,), self._facts.focal)
         low, high = inverse_range(last if last.mask.any() else first)
         return Scene(
-            to_host((rgb[0] * 255).round().to(torch.uint8)).numpy().copy(),
-            depth_from_relative(to_host(depth[0]).numpy(), low, high),
+            seen["rgb"][0],
+            depth_from_relative(seen["depth"][0], low, high),
         )
 
     def export_context(self, context: VoyagerContext) -> dict[str, NDArray[Any]]:
