@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as TimedOut
 
-from app.redis.scripts import SCRIPTS, digest_of
+from app.redis.scripts import digest_of, source_of
 from app.redis.tasks import end_tasks
 from app.store import StoreDown
 
@@ -89,7 +89,7 @@ class Link:
         try:
             return await self.call("EVALSHA", *sent)
         except NoScriptError:
-            return await self.call("EVAL", SCRIPTS[name], *sent[1:])
+            return await self.call("EVAL", source_of(name), *sent[1:])
 
     async def call(self, *command: Value) -> Any:
         """Send one command.
