@@ -16,10 +16,10 @@ from app.metrics import Metrics
 from app.models import ModelHost
 from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
-from app.session_socket import SocketRegistry
 from app.session_store import Session
 from app.sessions import SessionService
 from app.settings import Settings
+from app.socket_registry import SocketRegistry
 from app.store import RolloutRecord, Store
 from app.tracing import Tracing
 

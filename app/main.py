@@ -39,10 +39,10 @@ from app.ratelimit import InMemoryRateLimiter, RateLimiter
 from app.redis.backend import RedisBackend
 from app.rollouts import RolloutService
 from app.routes import docs, health, models, playground, rollouts, session_socket, sessions, videos
-from app.session_socket import SocketRegistry
 from app.session_store import InMemorySessionStore
 from app.sessions import SessionService
 from app.settings import Settings
+from app.socket_registry import SocketRegistry
 from app.store import InMemoryStore, Store
 from app.tracing import Tracing, TracingMiddleware, make_tracing
 from worldcache.engine.engine import Limits, Tick

@@ -16,7 +16,6 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from anyio import to_thread
 from pydantic import JsonValue
 
 from app.audit import PresetGuard
@@ -28,13 +27,13 @@ from app.metrics import Metrics
 from app.models import ModelHost
 from app.schemas import RestoreBody, SessionBody, SnapshotBody
 from app.session_keeper import SessionKeeper, SnapshotStore
+from app.session_opener import SessionOpener
 from app.session_reader import SessionReader, check_rewind, committed_step
 from app.session_store import CommittedStep, Outcome, Session, SessionStore
 from app.settings import Settings
-from app.snapshots import export_state, import_state, naming_the_snapshot, read_arrays, snapshot_of
-from worldcache.core import ModelInfo, RolloutState
+from app.snapshots import naming_the_snapshot
+from worldcache.core import ModelInfo
 from worldcache.errors import InvalidInput, RolloutCancelled
-from worldcache.models.base import WorldModel
 from worldcache.policies.choose import choose_policy
 
 logger = logging.getLogger(__name__)
@@ -83,6 +82,7 @@ class SessionService:
         self._settings, self._models, self._dispatcher = settings, models, dispatcher
         self.store, self._metrics, self._guard = store, metrics, guard
         self._reader = SessionReader(settings)
+        self._opener = SessionOpener(models, dispatcher, self._reader)
         self._branches = BranchRunner(dispatcher, guard, metrics)
         self._steps: dict[str, _Step] = {}
         self._finding = asyncio.Lock()
@@ -90,7 +90,7 @@ class SessionService:
         self._keeper: SessionKeeper | None = None
         if snapshots is not None:
             ttl = settings.session_ttl_seconds
-            self._keeper = SessionKeeper(snapshots, self.snapshot, self._restore, ttl)
+            self._keeper = SessionKeeper(snapshots, self._opener.snapshot, self._opener.restore, ttl)
 
     async def find(self, session_id: str, owner: str) -> Session:
         """An owner's open session; one whose server has ended comes back where it was last written down.
@@ -124,9 +124,9 @@ class SessionService:
             await self.store.check_room(caller.client)
             if isinstance(body, RestoreBody):
                 with naming_the_snapshot():
-                    session = await self._restore(body.snapshot, caller)
+                    session = await self._opener.restore(body.snapshot, caller)
             else:
-                session = await self._begin(body, caller)
+                session = await self._opener.begin(body, caller)
             self._check_open()
             await self.store.add(session)
         return session
@@ -270,18 +270,10 @@ class SessionService:
         Raises:
             InvalidInput: the model keeps its contexts to itself.
         """
-        state, actions = session.state, session.actions.copy()
-        with session.in_use():
-            lease = await self._models.lease(session.model)
-            try:
-                start, context = [
-                    await self._on_device(lease.model, partial(export_state, lease.model, one))
-                    for one in (session.start, state)
-                ]
-            finally:
-                lease.release()
-                await self.store.save(session)
-        return snapshot_of(session, actions, state.frames, start, context)
+        try:
+            return await self._opener.snapshot(session)
+        finally:
+            await self.store.save(session)
 
     async def close(self, session: Session) -> None:
         """Close a session; a step that is being taken is dropped."""
@@ -338,35 +330,6 @@ class SessionService:
                 step.task.cancel()
         await asyncio.wait([step.task for step in steps])
 
-    async def _begin(self, body: SessionBody, caller: Caller) -> Session:
-        """A session at frame 0."""
-        lease = await self._models.lease(body.model, allowed=caller.models)
-        try:
-            model = lease.model
-            session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
-            observation = await self._reader.read_observation(body.observation, model.info)
-            conditioning = await self._reader.read_conditioning(body.conditioning, model.info)
-            context = await self._on_device(model, partial(model.begin, observation, conditioning))
-            session.start = RolloutState(context, 0)
-            return session
-        finally:
-            lease.release()
-
-    async def _restore(self, body: SnapshotBody, caller: Caller) -> Session:
-        """A session where a snapshot was taken."""
-        lease = await self._models.lease(body.model, allowed=caller.models)
-        try:
-            model = lease.model
-            session = self._reader.read_session(body, body.frames_per_step, model.info, caller)
-            session.actions = self._reader.read_past(body, model.info)
-            session.start = await self._import(model, body.start, 0, "start")
-            now = await self._import(model, body.context, body.frames, "context")
-            if now.frames:
-                session.history.append(now)
-            return session
-        finally:
-            lease.release()
-
     async def _take_step(
         self,
         session: Session,
@@ -414,15 +377,6 @@ class SessionService:
             return Unavailable("draining", "the server is shutting down", retry_after=5)
         except (ApiError, InvalidInput) as error:
             return error
-
-    async def _import(self, model: WorldModel, text: str, frames: int, param: str) -> RolloutState:
-        """The state that a snapshot's field holds."""
-        arrays = await to_thread.run_sync(read_arrays, text, param)
-        return await self._on_device(model, partial(import_state, model, arrays, frames, param))
-
-    async def _on_device(self, model: WorldModel, function: Callable[[], ResultT]) -> ResultT:
-        """Run a function where torch runs for a model's device."""
-        return await asyncio.wrap_future(self._dispatcher.call(str(model.device), function))
 
     def _check_open(self) -> None:
         if self._draining:
