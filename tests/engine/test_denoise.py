@@ -177,7 +177,7 @@ def test_without_a_streak_that_ended_there_is_no_error() -> None:
 def test_measuring_does_not_change_a_rollout() -> None:
     class Unmeasured(ChunkDenoiser):
         def take(self, outputs: torch.Tensor) -> torch.Tensor:
-            self._errors.add = lambda predicted, output: None  # type: ignore[method-assign]
+            self._errors.add = lambda miss: None  # type: ignore[method-assign]
             return super().take(outputs)
 
     for policy in ("taylor", "worldcache", "easycache"):

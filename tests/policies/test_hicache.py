@@ -5,7 +5,7 @@ import torch
 
 from worldcache.errors import InvalidInput
 from worldcache.policies import make_policy
-from worldcache.policies.math import hermite_weights, weighted_sum
+from worldcache.policies.math import add_scaled, hermite_weights
 from worldcache.policies.replay import replay
 
 
@@ -23,7 +23,10 @@ def test_hermite_weights():
     # sigma .5, k 4: x = 2; H1 = 4, H2 = 14, H3 = 40.
     # 10 + 3 * .5 * 4 + .5 / 2 * .25 * 14 + 6 / 6 * .125 * 40 = 10 + 6 + .875 + 5.
     differences = [torch.tensor([[value]]) for value in (10.0, 3.0, 0.5, 6.0)]
-    assert weighted_sum(differences, hermite_weights(len(differences), k=4, sigma=0.5)).item() == 21.875
+    assert (
+        add_scaled(torch.zeros(1, 1), differences, hermite_weights(len(differences), k=4, sigma=0.5)).item()
+        == 21.875
+    )
 
 
 def test_order_two():

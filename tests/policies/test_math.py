@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worldcache.policies.math import (
+    add_scaled,
     class_masks,
     combination_weights,
     curvature,
@@ -15,7 +16,6 @@ from worldcache.policies.math import (
     quantile_classes,
     taylor_weights,
     turns,
-    weighted_sum,
 )
 
 
@@ -42,13 +42,13 @@ def test_finite_differences_stop_at_the_order():
 def test_taylor_weights():
     # 10 + 3 * 2 + 0.5 * 2^2 / 2 + 6 * 2^3 / 6 = 10 + 6 + 1 + 8.
     differences = [column(10.0), column(3.0), column(0.5), column(6.0)]
-    assert weighted_sum(differences, taylor_weights(4, k=2)).item() == 25.0
+    assert add_scaled(column(0.0), differences, taylor_weights(4, k=2)).item() == 25.0
 
 
-def test_a_term_that_counts_once_is_returned_itself():
-    only = column(4.0)
-    assert weighted_sum([only], (1.0,)) is only
-    assert weighted_sum([only], (0.5,)).item() == 2.0
+def test_terms_are_added_in_place():
+    total, term = column(4.0), column(6.0)
+    assert add_scaled(total, [term, term], (0.5, 1.0)) is total
+    assert (total.item(), term.item()) == (13.0, 6.0)
 
 
 def test_curvature():

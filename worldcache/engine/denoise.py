@@ -6,6 +6,7 @@ their outputs, and runs its streak of cached steps until it needs rows again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
@@ -20,7 +21,6 @@ from worldcache.engine.measure import PredictionErrors
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import ChunkTask, Row, TokenView, WorldModel
 from worldcache.policies.base import Schedule, StepInput
-from worldcache.policies.math import weighted_sum
 from worldcache.policies.planned import PlannedPolicy
 
 
@@ -56,7 +56,8 @@ class ChunkDenoiser:
         self._errors = PredictionErrors(layout)
         self._decisions: list[str] = []
         self._drift: list[float | None] = []
-        self._run_streak()
+        self._output: Tensor | None = None
+        assert self._must_compute(), "there is nothing yet to predict from"
 
     @property
     def frames(self) -> int:
@@ -88,13 +89,12 @@ class ChunkDenoiser:
         Returns:
             Evidence for :meth:`advance`, float32 on the device, as :meth:`Policy.learn` returns it.
         """
+        miss = None
         if self._decisions and self._decisions[-1] == ".":
-            self._errors.add(self.policy.predict(self._state, self.step, self._inputs), tokens)
-        evidence = self.policy.learn(self._state, self.step, tokens, self._inputs)
-        self._move(tokens)
-        self._decisions.append("F")
-        self.step += 1
-        return evidence
+            miss = self.policy.miss(self._state, self.step, tokens, self._inputs)
+            self._errors.add(miss)
+        self._output = tokens
+        return self.policy.learn(self._state, self.step, tokens, self._inputs, miss)
 
     def advance(self, evidence: Sequence[float]) -> None:
         """Second half: plan from the evidence, then predict steps until one must be computed.
@@ -102,11 +102,20 @@ class ChunkDenoiser:
         Raises:
             RolloutFailed: the backbone's output was not finite.
         """
-        if not evidence[0]:
-            raise RolloutFailed(f"the model returned a value that is not finite at step {self.step - 1}")
+        if not math.isfinite(evidence[0]):
+            raise RolloutFailed(f"the model returned a value that is not finite at step {self.step}")
         self.policy.plan(self._state, evidence)
-        self._drift.append(self._state.drift)
-        self._run_streak()
+        output, self._output = self._output, None
+        assert output is not None, "take comes first"
+        deltas, steady = self._sampler.deltas, len(set(self._guidance)) == 1
+        if deltas is not None and steady and isinstance(self.policy, PlannedPolicy):
+            self._run_planned_streak(self.policy, deltas, output)
+            return
+        self._move(output)
+        self._count_step("F")
+        while not self._must_compute():
+            self._move(self.policy.predict(self._state, self.step, self._inputs))
+            self._count_step(".")
 
     def stats(self, index: int) -> ChunkStats:
         """How the chunk went; reads the device for token classes and prediction errors."""
@@ -138,26 +147,26 @@ class ChunkDenoiser:
     def _guided(self) -> bool:
         return self.task.guidance_scale != 1.0
 
-    def _run_streak(self) -> None:
-        """Take cached steps until one must be computed: one by one, or all at once where that is the same."""
-        deltas, steady = self._sampler.deltas, len(set(self._guidance)) == 1
-        if deltas is not None and steady and isinstance(self.policy, PlannedPolicy):
-            self._run_planned_streak(self.policy, deltas)
-            return
-        while not self._must_compute():
-            self._move(self.policy.predict(self._state, self.step, self._inputs))
-            self._count_cached_step()
-
-    def _run_planned_streak(self, policy: PlannedPolicy[Any, Any], deltas: Sequence[float]) -> None:
-        """Add up on the host what each of the policy's terms moves the latent by, then move it once."""
+    def _run_planned_streak(
+        self, policy: PlannedPolicy[Any, Any], deltas: Sequence[float], output: Tensor
+    ) -> None:
+        """Add up on the host how much each tensor moves the latent, then move it once."""
         moves: tuple[float, ...] = ()
+        whole = deltas[self.step]
+        self._count_step("F")
         while not self._must_compute():
-            weights = policy.weights(self._state, self.step)
-            more = tuple(deltas[self.step] * weight for weight in weights)
+            more = tuple(deltas[self.step] * weight for weight in policy.weights(self._state, self.step))
             moves = tuple(map(add, moves, more)) if moves else more
-            self._count_cached_step()
-        if moves:
-            self._shift(weighted_sum(policy.terms(self._state), moves), 1.0)
+            whole += deltas[self.step]
+            self._count_step(".")
+        latent = self._latent.tokens
+        if self._guided:
+            moved = self._guide(policy.add(self._state, output * whole, moves) if moves else output * whole)
+            moved += latent
+        else:
+            moved = torch.add(latent, output, alpha=whole)
+            moved = policy.add(self._state, moved, moves) if moves else moved
+        self._latent = Latent(self._view, self._view.from_tokens(moved)[0], moved)
 
     def _must_compute(self) -> bool:
         """Whether there is no step left, or the current one is FULL."""
@@ -167,9 +176,9 @@ class ChunkDenoiser:
         self._inputs = StepInput(self._latent_tokens, self._modulated_input)
         return self.policy.should_compute(self._state, self.step, self._inputs)
 
-    def _count_cached_step(self) -> None:
+    def _count_step(self, decision: str) -> None:
         self._drift.append(self._state.drift)
-        self._decisions.append(".")
+        self._decisions.append(decision)
         self.step += 1
 
     def _latent_tokens(self) -> Tensor:
@@ -180,17 +189,14 @@ class ChunkDenoiser:
 
     def _move(self, tokens: Tensor) -> None:
         """Let the sampler take the current step with the outputs ``[branches * N, d]``."""
+        guided = self._guide(tokens)
         if self._sampler.deltas is not None:
-            self._shift(tokens, self._sampler.deltas[self.step])
+            moved = torch.add(self._latent.tokens, guided, alpha=self._sampler.deltas[self.step])
+            self._latent = Latent(self._view, tokens=moved)
             return
-        output = self._view.from_tokens(self._guide(tokens))[0]
-        moved = self._sampler.step(self.step, output, self._latent.value, self.task.generator)
-        self._latent = Latent(self._view, moved)
-
-    def _shift(self, tokens: Tensor, delta: float) -> None:
-        """Add the guided outputs to the latent, ``delta`` times."""
-        moved = torch.add(self._latent.tokens, self._guide(tokens), alpha=delta)
-        self._latent = Latent(self._view, tokens=moved)
+        output = self._view.from_tokens(guided)[0]
+        value = self._sampler.step(self.step, output, self._latent.value, self.task.generator)
+        self._latent = Latent(self._view, value)
 
     def _guide(self, tokens: Tensor) -> Tensor:
         """Apply the step's guidance: ``[branches * N, d]`` to ``[N, d]``. Linear: sums may go through it."""

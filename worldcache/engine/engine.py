@@ -73,6 +73,9 @@ class Engine:
         limits: bounds of a batch and of what runs at once.
         observer: told of every tick, on the engine's thread.
         later: runs what turns finished chunks into frames, in the order it is given; at once if left out.
+
+    Attributes:
+        host_threads: with how many threads the host computes between two backbone calls.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         self._observer, self._later = observer, later
+        self.host_threads = 1
         self._waiting = WaitingLine()
         self._active: deque[Rollout] = deque()
         self._caps: dict[Hashable, int] = {}
@@ -109,7 +113,7 @@ class Engine:
     def tick(self) -> None:
         """Admit waiting rollouts, compute one batch of FULL steps, run every streak that follows."""
         began = time.perf_counter()
-        with num_threads(1) as together:
+        with num_threads(self.host_threads) as together:
             self._expire()
             self._admit()
             batch = self._next_batch()
@@ -179,7 +183,7 @@ class Engine:
         return batch
 
     def _evaluate(self, batch: list[Rollout], threads: int) -> list[tuple[Rollout, Tensor]]:
-        """Each rollout's outputs as tokens. A batch that fails is halved, until one fails alone.
+        """Each rollout's outputs. A batch that fails is halved, until one fails alone.
 
         The backbone alone computes with that many threads of the host.
         """
@@ -192,7 +196,6 @@ class Engine:
             with num_threads(threads):
                 outputs = model.evaluate([row for group in rows for row in group])
             watch.stop()
-            tokens = model.tokens(outputs.shape[1:]).to_tokens(outputs)
         except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)
@@ -201,9 +204,7 @@ class Engine:
             short_of_memory = is_out_of_memory(error)
         else:
             self._calls.append((len(outputs), watch))
-            parts = tokens.split([len(group) * len(tokens) // len(outputs) for group in rows])
-            # each gets its own: a part that a policy keeps would keep the whole batch
-            return [(rollout, part.clone()) for rollout, part in zip(batch, parts, strict=True)]
+            return list(zip(batch, outputs.split([len(group) for group in rows]), strict=True))
         middle = len(batch) // 2
         if short_of_memory:  # not while the exception is handled: it keeps the memory
             self._make_room(model.batch_key(rows[0][0]), sum(map(len, rows[:middle])), model.device)
@@ -220,7 +221,7 @@ class Engine:
         pending: list[tuple[Rollout, Tensor]] = []
         for rollout, output in outputs:
             with self._alone(rollout):
-                pending.append((rollout, rollout.take(output)))
+                pending.append((rollout, rollout.take(_tokens(rollout, output))))
         if not pending:
             return []
         values = iter(torch.cat([evidence for _, evidence in pending]).tolist())
@@ -250,6 +251,12 @@ class Engine:
             self._active.remove(rollout)
         self._waiting.remove(rollout)
         rollout.end("failed", as_rollout_error(error))
+
+
+def _tokens(rollout: Rollout, outputs: Tensor) -> Tensor:
+    """A rollout's outputs as tokens of its own: a part that a policy keeps would keep the whole batch."""
+    tokens = rollout.model.tokens(outputs.shape[1:]).to_tokens(outputs)
+    return tokens.clone() if tokens.untyped_storage().nbytes() > tokens.nbytes else tokens
 
 
 def _batch_key(rollout: Rollout) -> Hashable:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from worldcache.policies.state import TokenLayout
+from worldcache.policies.state import Miss, TokenLayout
 
 
 class PredictionErrors:
@@ -17,11 +16,9 @@ class PredictionErrors:
         self._layout = layout
         self._sums: Tensor | None = None
 
-    def add(self, predicted: Tensor, output: Tensor) -> None:
-        """Compare a prediction with the output that was computed for its step, both ``[N, d]``."""
-        norms = [torch.linalg.vector_norm(values, dim=-1) for values in (predicted - output, output)]
-        sums = self._layout.sums(torch.stack(norms).square_())
-        self._sums = sums if self._sums is None else self._sums + sums
+    def add(self, miss: Miss) -> None:
+        """Take one more prediction into account."""
+        self._sums = miss.powers if self._sums is None else self._sums + miss.powers
 
     def read(self) -> dict[str, float | None]:
         """Relative root mean square error by modality; ``None`` before the first prediction.

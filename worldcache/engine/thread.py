@@ -13,7 +13,7 @@ import torch
 
 from worldcache.engine.decode import DecodeThread
 from worldcache.engine.engine import Engine
-from worldcache.engine.parallel import settle_num_threads
+from worldcache.engine.parallel import quicker_num_threads, settle_num_threads
 from worldcache.engine.rollout import Listener, Rollout, RolloutRequest
 from worldcache.errors import WorldCacheError
 from worldcache.models.base import WorldModel
@@ -95,6 +95,8 @@ class EngineThread:
 
     def _run(self) -> None:
         settle_num_threads(self._num_threads)
+        self._engine.host_threads = quicker_num_threads(self._num_threads)
+        logger.info("the host computes with %d threads between calls", self._engine.host_threads)
         self._settled.set()
         while self._serve_inbox():
             try:

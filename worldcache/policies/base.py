@@ -37,6 +37,7 @@ from torch import Tensor
 from worldcache.errors import InvalidInput
 from worldcache.policies.state import (
     History,
+    Miss,
     PolicyState,
     Schedule,
     StepInput,
@@ -47,6 +48,7 @@ from worldcache.policies.state import (
 __all__ = [
     "ConfigT",
     "History",
+    "Miss",
     "Policy",
     "PolicyConfig",
     "PolicyState",
@@ -125,7 +127,9 @@ class Policy(ABC, Generic[ConfigT, StateT]):
         """
 
     @abstractmethod
-    def update(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
+    def update(
+        self, state: StateT, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> Tensor | None:
         """Remember the FULL output of ``step`` in ``state.history``, and whatever follows from it.
 
         Called by :meth:`learn` alone; arguments as there.
@@ -150,8 +154,20 @@ class Policy(ABC, Generic[ConfigT, StateT]):
         tensor of the history itself: the caller must not write to it.
         """
 
+    def error(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> Tensor:
+        """The prediction of ``step`` minus ``output``, ``[N, d]``; never a tensor that is kept anywhere."""
+        return self.predict(state, step, inputs) - output
+
     @final
-    def learn(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> Tensor:
+    def miss(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> Miss:
+        """How far the prediction of ``step`` is off, before the output is learnt from."""
+        error = self.error(state, step, output, inputs)
+        return Miss(error, state.schedule.layout.powers(error, output))
+
+    @final
+    def learn(
+        self, state: StateT, step: int, output: Tensor, inputs: StepInput, miss: Miss | None = None
+    ) -> Tensor:
         """First half of a FULL step, on the device.
 
         Args:
@@ -160,14 +176,15 @@ class Policy(ABC, Generic[ConfigT, StateT]):
             output: what the backbone returned, tokens ``[N, d]`` float32, before guidance. Kept by
                 reference: the caller must not write to it afterwards.
             inputs: what the output was computed from.
+            miss: how far the policy's own prediction of the step is off, if the caller knows it already.
 
         Returns:
-            Evidence for :meth:`plan`, float32: whether the output is all finite, then the policy's own.
+            Evidence for :meth:`plan`, float32: a number that is finite if the output is, then the policy's
+            own.
         """
-        evidence = self.update(state, step, output, inputs)
-        low, high = torch.aminmax(output)  # NaN if any is; far cheaper than testing each
-        finite = (high - low).isfinite().float().reshape(1)
-        return finite if evidence is None else torch.cat([finite, evidence])
+        evidence = self.update(state, step, output, inputs, miss)
+        total = output.sum().reshape(1)  # not finite if any is not; far cheaper than testing each
+        return total if evidence is None else torch.cat([total, evidence])
 
     @final
     def plan(self, state: StateT, evidence: Sequence[float]) -> None:
@@ -176,7 +193,7 @@ class Policy(ABC, Generic[ConfigT, StateT]):
         If any of the last ``reach`` FULL outputs or anything in the evidence is not finite, the next
         step is FULL and ``state.fallbacks`` counts it.
         """
-        state.finite = (bool(evidence[0]), *state.finite)[: self.reach]
+        state.finite = (math.isfinite(evidence[0]), *state.finite)[: self.reach]
         if state.drift is not None:
             state.drift = 0.0
         if all(state.finite) and all(map(math.isfinite, evidence[1:])):

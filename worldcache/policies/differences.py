@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.base import History, Miss, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.math import finite_differences
 from worldcache.policies.planned import IndexPlanPolicy
 
@@ -54,11 +54,13 @@ class DifferencePolicy(IndexPlanPolicy[DifferenceConfigT, DifferenceState]):
         after = step - self.config.warmup_steps
         return after < 0 or (after - 1) % self.config.interval == 0
 
-    def update(self, state: DifferenceState, step: int, output: Tensor, inputs: StepInput) -> None:
+    def update(
+        self, state: DifferenceState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> None:
         """Difference the output against those before it. Stays on the device."""
         gap = step - state.newest if state.differences else 1
         state.differences = finite_differences(output, state.differences, gap, self.config.order)
-        super().update(state, step, output, inputs)
+        super().update(state, step, output, inputs, miss)
 
     def terms(self, state: DifferenceState) -> tuple[Tensor, ...]:
-        return state.differences
+        return state.differences[1:]

@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, Schedule, StepInput
+from worldcache.policies.base import History, Miss, PolicyConfig, Schedule, StepInput
 from worldcache.policies.online import AccumulatingConfig, AccumulatingPolicy, AccumulatingState
 
 
@@ -71,7 +71,9 @@ class EasyCachePolicy(AccumulatingPolicy[EasyCacheConfig, EasyCacheState]):
         rows = self._conditional(state)
         return state.rate * (current[rows] - previous[rows]).abs().mean().item()
 
-    def update(self, state: EasyCacheState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
+    def update(
+        self, state: EasyCacheState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> Tensor | None:
         """Remember output and latent; the evidence is ``khat / mean|y0|``, from the second output on."""
         latent, rows = inputs.latent(), self._conditional(state)
         evidence = None

@@ -18,9 +18,10 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from worldcache.errors import InvalidInput
-from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.base import History, Miss, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.path import correction_terms, log_snr, place, shrink, streak_terms
 from worldcache.policies.planned import PlannedPolicy
+from worldcache.policies.state import relative_rms
 
 OPENING = 8
 """With a tolerance, 1/8 of the schedule lies between the first FULL steps: the latent is nearly all noise."""
@@ -143,7 +144,9 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             budget=() if full is None else place(sigmas, full, self.config.spacing),
         )
 
-    def update(self, state: ForecastState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
+    def update(
+        self, state: ForecastState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> Tensor | None:
         """Refresh slope and correction.
 
         Returns:
@@ -158,15 +161,12 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         if not all(state.finite):
             state.slope = state.correction = None
         length = state.coordinate[step] - state.coordinate[state.newest]
-        change, slope = self._change(state, step, output, data), state.slope
-        evidence = None
-        if slope is not None:
-            evidence = self._error(state, torch.sub(change, slope, alpha=length), output)
+        if data is None and step > state.newest + 1:
+            evidence = self._take_miss(state, step, miss or self.miss(state, step, output, inputs), length)
+        else:
+            evidence = self._take_change(state, step, self._change(state, step, output, data), output, length)
         state.data = data
-        if self.config.correct and data is None:
-            state.correction = self._correction(state, step, change)
         state.reached = (length, length + state.reached[0])
-        state.slope = change / length
         state.history.push(step, output)
         return evidence
 
@@ -188,18 +188,18 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
         state.next_full = max(newest + 1, min(newest + 1 + streak, last))
 
     def terms(self, state: ForecastState) -> tuple[Tensor, ...]:
-        """y0, S and delta; y0 alone while there is no slope."""
-        known = (state.history.outputs[0], state.slope, state.correction if state.slope is not None else None)
+        """S and delta; nothing while there is no slope."""
+        known = (state.slope, state.correction if state.slope is not None else None)
         return tuple(term for term in known if term is not None)
 
     def weights(self, state: ForecastState, step: int) -> tuple[float, ...]:
-        """1, A and B."""
+        """A and B."""
         sigmas, u = state.schedule.sigmas, state.coordinate
         sigma, r = sigmas[step], shrink(sigmas, step)
         moved, corrected = streak_terms(sigmas, u, state.newest, step)
         taken = r / (1 - r) if step == state.newest + 1 else 0.0
         along = (moved - u[step] + u[state.newest]) / sigma
-        return (1.0, along, (corrected - taken) / sigma)[: len(self.terms(state))]
+        return (along, (corrected - taken) / sigma)[: len(self.terms(state))]
 
     def predict(self, state: ForecastState, step: int, inputs: StepInput) -> Tensor:
         if state.data is None:
@@ -212,39 +212,53 @@ class ForecastPolicy(PlannedPolicy[ForecastConfig, ForecastState]):
             return torch.sub(inputs.latent() * alpha, data).div_(sigma)
         return torch.sub(inputs.latent(), data, alpha=alpha).div_(sigma)
 
+    def error(self, state: ForecastState, step: int, output: Tensor, inputs: StepInput) -> Tensor:
+        if state.data is None:
+            return super().error(state, step, output, inputs)
+        return self.predict(state, step, inputs) - output
+
+    def _take_miss(self, state: ForecastState, step: int, miss: Miss, length: float) -> Tensor | None:
+        """New slope and correction after a streak of flow matching; returns the error of the extrapolation.
+
+        Prediction and output have the latent in common, so that the data prediction is off by ``sigma``
+        times as much as the output: ``S`` changes by ``sigma / length`` of it, and ``D - D0`` is
+        ``length S``.
+        """
+        sigmas = state.schedule.sigmas
+        sigma, kept, slope = sigmas[step], shrink(sigmas, step), state.slope
+        towards, along = correction_terms(sigmas, state.coordinate, state.newest, step)
+        if self.config.correct:
+            state.correction = miss.error * (sigma * towards * kept)
+            if slope is not None:
+                state.correction.add_(slope, alpha=(length * towards - along) * kept)
+        if slope is None:
+            state.slope = miss.error * (sigma / length)
+            return None
+        slope.add_(miss.error, alpha=sigma / length)
+        return sigma * miss.relative
+
+    def _take_change(
+        self, state: ForecastState, step: int, change: Tensor, output: Tensor, length: float
+    ) -> Tensor | None:
+        """The same from D - D0, where nothing was skipped or the latent has to be looked at."""
+        evidence = None
+        if state.slope is not None:
+            error = torch.sub(change, state.slope, alpha=length)
+            evidence = relative_rms(state.schedule.layout.powers(error, output))
+        if state.correction is not None:  # no streak has taken it back yet
+            state.correction = state.correction * shrink(state.schedule.sigmas, step)
+        state.slope = change.div_(length)
+        return evidence
+
     def _change(self, state: ForecastState, step: int, output: Tensor, data: Tensor | None) -> Tensor:
         """What the data prediction gained since the newest FULL step, D - D0.
 
-        In flow matching the latent in both is the streak's own, so that only what moved it is left:
-        ``sigma (y0 - y) + p S + q delta``.
+        In flow matching with no step between, ``sigma (y0 - y)``: the latent in both is the same.
         """
-        if data is not None:
-            assert state.data is not None
-            return data - state.data
-        sigmas = state.schedule.sigmas
-        moved, corrected = streak_terms(sigmas, state.coordinate, state.newest, step)
-        change = torch.sub(state.history.outputs[0], output).mul_(sigmas[step])
-        if state.slope is not None and moved:
-            change.add_(state.slope, alpha=moved)
-        if state.correction is not None and corrected:
-            change.add_(state.correction, alpha=corrected)
-        return change
-
-    def _correction(self, state: ForecastState, step: int, change: Tensor) -> Tensor | None:
-        """What the latent lacks after ``step``: the streak's part, or what no streak has taken back yet."""
-        kept = shrink(state.schedule.sigmas, step)
-        if step == state.newest + 1:
-            return None if state.correction is None else state.correction * kept
-        towards, along = correction_terms(state.schedule.sigmas, state.coordinate, state.newest, step)
-        correction = change * (towards * kept)
-        return correction if state.slope is None else correction.sub_(state.slope, alpha=along * kept)
-
-    def _error(self, state: ForecastState, error: Tensor, output: Tensor) -> Tensor:
-        """RMS of ``error`` over RMS of ``output``, per modality."""
-        rows = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in (error, output)]).square()
-        errors, powers = state.schedule.layout.sums(rows).unbind(dim=1)
-        relative: Tensor = (errors / powers.clamp(min=torch.finfo(powers.dtype).tiny)).sqrt()
-        return relative
+        if data is None:
+            return torch.sub(state.history.outputs[0], output).mul_(state.schedule.sigmas[step])
+        assert state.data is not None
+        return data - state.data
 
     def _expected_error(self, state: ForecastState, step: int, evidence: Sequence[float]) -> float:
         """Of the data prediction at ``step``, in the worst modality; 0 before any error was seen."""

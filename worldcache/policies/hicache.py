@@ -40,4 +40,4 @@ class HiCachePolicy(DifferencePolicy[HiCacheConfig]):
     config_type: ClassVar[type[PolicyConfig]] = HiCacheConfig
 
     def weights(self, state: DifferenceState, step: int) -> tuple[float, ...]:
-        return hermite_weights(len(state.differences), step - state.newest, self.config.sigma)
+        return hermite_weights(len(state.differences), step - state.newest, self.config.sigma)[1:]

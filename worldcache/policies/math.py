@@ -77,11 +77,10 @@ def hermite_weights(count: int, k: int, sigma: float) -> tuple[float, ...]:
     return tuple(sigma**i * polynomials[i] / math.factorial(i) for i in range(count))
 
 
-def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """``sum_i w_i T_i``; the first term itself if there is no other and it counts once."""
-    total = terms[0] if weights[0] == 1.0 else terms[0] * weights[0]
-    for term, weight in zip(terms[1:], weights[1:], strict=True):
-        total = torch.add(total, term, alpha=weight)
+def add_scaled(total: Tensor, terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``total + sum_i w_i T_i`` in ``total`` itself: what is written again and again stays in the cache."""
+    for term, weight in zip(terms, weights, strict=True):
+        total.add_(term, alpha=weight)
     return total
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from worldcache.policies.base import PolicyConfig, PolicyState, Schedule
+from worldcache.policies.base import PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.planned import IndexPlanPolicy, plain_state
 
 
@@ -28,5 +28,5 @@ class NonePolicy(IndexPlanPolicy[NoneConfig, PolicyState]):
     def is_due(self, step: int) -> bool:
         return True
 
-    def terms(self, state: PolicyState) -> tuple[Tensor, ...]:
+    def predict(self, state: PolicyState, step: int, inputs: StepInput) -> Tensor:
         raise AssertionError("policy 'none' computes every step and is never asked to predict")

@@ -8,15 +8,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from worldcache.policies.base import ConfigT, History, Policy, PolicyState, Schedule, StateT, StepInput
-from worldcache.policies.math import weighted_sum
+from worldcache.policies.base import ConfigT, History, Miss, Policy, PolicyState, Schedule, StateT, StepInput
+from worldcache.policies.math import add_scaled
 
 
 class PlannedPolicy(Policy[ConfigT, StateT]):
     """A policy that settles at each FULL step when the next one is due, in ``state.next_full``.
 
-    Its predictions are weighted sums of the same few tensors all along a streak, so that under a sampler
-    whose step is linear a whole streak is one such sum: the weights are added up on the host first.
+    Its predictions are the newest FULL output y0, which its history keeps, and a weighted sum of the same few
+    other tensors all along a streak. So under a sampler whose step is linear a whole streak is one such sum:
+    the weights are added up on the host first.
     """
 
     plans_ahead: ClassVar[bool] = True
@@ -31,14 +32,22 @@ class PlannedPolicy(Policy[ConfigT, StateT]):
 
     @abstractmethod
     def terms(self, state: StateT) -> tuple[Tensor, ...]:
-        """The tensors ``[N, d]`` that predictions after the newest FULL step are sums of."""
+        """The tensors ``[N, d]`` that predictions after the newest FULL step add to y0."""
 
     @abstractmethod
     def weights(self, state: StateT, step: int) -> tuple[float, ...]:
         """What each of :meth:`terms` counts in the prediction of ``step``. Reads nothing to the host."""
 
+    def add(self, state: StateT, total: Tensor, weights: Sequence[float]) -> Tensor:
+        """Add the terms to ``total`` ``[N, d]`` in place, each as often as its weight says; returns it."""
+        return add_scaled(total, self.terms(state), weights)
+
     def predict(self, state: StateT, step: int, inputs: StepInput) -> Tensor:
-        return weighted_sum(self.terms(state), self.weights(state, step))
+        newest, weights = state.history.outputs[0], self.weights(state, step)
+        return self.add(state, newest.clone(), weights) if weights else newest
+
+    def error(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> Tensor:
+        return self.add(state, state.history.outputs[0] - output, self.weights(state, step))
 
 
 class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
@@ -52,7 +61,7 @@ class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
     def next_due(self, newest: int, num_steps: int) -> int:
         """The FULL step after ``newest`` in a schedule of ``num_steps``, or ``num_steps`` if none is."""
 
-    def update(self, state: StateT, step: int, output: Tensor, inputs: StepInput) -> None:
+    def update(self, state: StateT, step: int, output: Tensor, inputs: StepInput, miss: Miss | None) -> None:
         """Remember the output."""
         state.history.push(step, output)
 
@@ -61,10 +70,10 @@ class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
         state.next_full = self.next_due(state.newest, state.schedule.num_steps)
 
     def terms(self, state: StateT) -> tuple[Tensor, ...]:
-        return (state.history.outputs[0],)
+        return ()
 
     def weights(self, state: StateT, step: int) -> tuple[float, ...]:
-        return (1.0,)
+        return ()
 
 
 class IndexPlanPolicy(FixedPlanPolicy[ConfigT, StateT]):

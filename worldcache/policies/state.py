@@ -48,8 +48,14 @@ class TokenLayout:
 
     def sums(self, values: Tensor) -> Tensor:
         """``[..., N]``, a value per token, as ``[modalities, ...]``: the sum over each one's tokens."""
-        by_branch = values.unflatten(-1, (self.branches, -1)).sum(dim=-2)
-        return torch.stack([part.sum(dim=-1) for part in by_branch.split(self.counts, dim=-1)])
+        if self.branches > 1:
+            values = values.unflatten(-1, (self.branches, -1)).sum(dim=-2)
+        return torch.stack([part.sum(dim=-1) for part in values.split(self.counts, dim=-1)])
+
+    def powers(self, *values: Tensor) -> Tensor:
+        """Tensors ``[N, d]`` as ``[modalities, tensors]``: the squared length of each one's tokens."""
+        lengths = [torch.linalg.vector_norm(one, dim=-1) for one in values]
+        return self.sums(torch.stack(lengths).square_())
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,31 @@ class History:
     def gap(self, index: int) -> int:
         """Steps between FULL output ``index`` and the one before it (h0 is ``gap(0)``)."""
         return self.steps[index] - self.steps[index + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Miss:
+    """How far the prediction of a step was off that was computed after all.
+
+    Attributes:
+        error: the prediction minus the output, ``[N, d]``.
+        powers: squared lengths of the error and of the output, ``[modalities, 2]``.
+    """
+
+    error: Tensor
+    powers: Tensor
+
+    @property
+    def relative(self) -> Tensor:
+        """RMS of the error over RMS of the output, ``[modalities]``."""
+        return relative_rms(self.powers)
+
+
+def relative_rms(powers: Tensor) -> Tensor:
+    """From squared lengths ``[..., 2]`` of an error and of what it is relative to; finite where that is 0."""
+    errors, sizes = powers.unbind(dim=-1)
+    relative: Tensor = (errors / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).sqrt()
+    return relative
 
 
 class StepInput:

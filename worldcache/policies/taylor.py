@@ -28,4 +28,4 @@ class TaylorPolicy(DifferencePolicy[TaylorConfig]):
     config_type: ClassVar[type[PolicyConfig]] = TaylorConfig
 
     def weights(self, state: DifferenceState, step: int) -> tuple[float, ...]:
-        return taylor_weights(len(state.differences), step - state.newest)
+        return taylor_weights(len(state.differences), step - state.newest)[1:]

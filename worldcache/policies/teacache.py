@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, Schedule, StepInput
+from worldcache.policies.base import History, Miss, PolicyConfig, Schedule, StepInput
 from worldcache.policies.calibration import relative_changes, teacache_coefficients
 from worldcache.policies.online import (
     AccumulatingConfig,
@@ -76,7 +76,9 @@ class TeaCachePolicy(AccumulatingPolicy[TeaCacheConfig, AccumulatingState]):
             estimate = estimate * change + coefficient
         return estimate
 
-    def update(self, state: AccumulatingState, step: int, output: Tensor, inputs: StepInput) -> None:
+    def update(
+        self, state: AccumulatingState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> None:
         """Remember the output."""
         state.history.push(step, output)
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from worldcache.policies.base import History, PolicyConfig, PolicyState, Schedule, StepInput
+from worldcache.policies.base import History, Miss, PolicyConfig, PolicyState, Schedule, StepInput
 from worldcache.policies.math import (
     CHAOTIC,
     LINEAR,
@@ -147,7 +147,9 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
     def kept_outputs(self) -> int:
         return 3
 
-    def update(self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
+    def update(
+        self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> Tensor | None:
         """Refresh differences and classes.
 
         Returns:
@@ -201,22 +203,19 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         state.next_full = state.newest + 1 + len(planned)
 
     def terms(self, state: WorldCacheState) -> tuple[Tensor, ...]:
-        """y0, and v0 and a where the token's class has them."""
+        """v0 and a, where the token's class has them."""
         assert state.moving is not None and state.damped is not None
-        output, velocity, acceleration = state.differences
-        return output, state.moving * velocity, state.damped * acceleration
+        _, velocity, acceleration = state.differences
+        return state.moving * velocity, state.damped * acceleration
 
     def weights(self, state: WorldCacheState, step: int) -> tuple[float, ...]:
-        return (1.0, *combination_weights(step - state.newest, self.config.max_skip, state.gap))
+        return combination_weights(step - state.newest, self.config.max_skip, state.gap)
 
-    def predict(self, state: WorldCacheState, step: int, inputs: StepInput) -> Tensor:
-        """The weighted sum of :meth:`terms` in one fused pass."""
+    def add(self, state: WorldCacheState, total: Tensor, weights: Sequence[float]) -> Tensor:
+        """Add the terms without making them."""
         assert state.moving is not None and state.damped is not None
-        _, p, q = self.weights(state, step)
-        output, velocity, acceleration = state.differences
-        return torch.addcmul(output, state.moving, velocity, value=p).addcmul_(
-            state.damped, acceleration, value=q
-        )
+        (_, velocity, acceleration), (p, q) = state.differences, weights
+        return total.addcmul_(state.moving, velocity, value=p).addcmul_(state.damped, acceleration, value=q)
 
     def _put_constants(self, state: WorldCacheState, output: Tensor) -> None:
         """Bring the numbers that every FULL step needs to the output's device, once per chunk."""

@@ -13,7 +13,7 @@ from tests.models.aether.golden import Recording, branches, golden_folder, large
 from worldcache.engine.denoise import ChunkDenoiser
 from worldcache.models.aether.latents import split_latent, unpack_raymap
 from worldcache.models.base import ChunkTask
-from worldcache.policies.base import StepInput
+from worldcache.policies.base import Miss, StepInput
 from worldcache.policies.math import curvature
 from worldcache.policies.worldcache import WorldCacheConfig, WorldCachePolicy, WorldCacheState
 
@@ -35,8 +35,10 @@ class RecordingPolicy(WorldCachePolicy):
         self.curvatures: dict[int, Tensor] = {}
         self.classes: dict[int, Tensor] = {}
 
-    def update(self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput) -> Tensor | None:
-        evidence = super().update(state, step, output, inputs)
+    def update(
+        self, state: WorldCacheState, step: int, output: Tensor, inputs: StepInput, miss: Miss | None
+    ) -> Tensor | None:
+        evidence = super().update(state, step, output, inputs, miss)
         self.outputs[step] = output
         if state.token_class is not None:
             _, velocity, acceleration = state.differences

@@ -109,9 +109,10 @@ class RecordingDenoiser(ChunkDenoiser):
         self._record(tokens)
         return evidence
 
-    def _count_cached_step(self) -> None:
-        self._record(self.policy.predict(self._state, self.step, self._inputs))
-        super()._count_cached_step()
+    def _count_step(self, decision: str) -> None:
+        if decision == ".":
+            self._record(self.policy.predict(self._state, self.step, self._inputs))
+        super()._count_step(decision)
 
     def _record(self, tokens: Tensor) -> None:
         self.used.append(tokens)

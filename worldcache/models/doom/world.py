@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -72,22 +72,33 @@ class DoomTokens(TokenView):
         config = transformer.config
         self._transformer, self._time = transformer, config.patch_time
         rows, columns = transformer.grid
-        self._group, self._depth_width = rows * columns, config.patch_time * config.patch**2
-        self.layout = TokenLayout(("rgb", "depth"), (transformer.groups * self._group,) * 2)
+        self._depth_width = config.patch_time * config.patch**2
+        self.layout = TokenLayout(("rgb", "depth"), (transformer.groups * rows * columns,) * 2)
         self.width = int(3 * self._depth_width)
+        self._shape = (transformer.groups, rows * columns, self.width)
+        self._latent_shape = (4, transformer.groups * self._time, rows * config.patch, columns * config.patch)
         self.grids = dict.fromkeys(self.layout.names, (transformer.groups, rows, columns))
 
     def to_tokens(self, output: Tensor) -> Tensor:
-        rgb, depth = (
-            self._transformer.patchify(part, self._time).flatten(1, 2) for part in output.split((3, 1), dim=1)
-        )
-        depth = torch.nn.functional.pad(depth, (0, rgb.shape[-1] - depth.shape[-1]))
-        return torch.cat([rgb, depth], dim=1).flatten(0, 1)
+        tokens = output.new_empty(len(output), 2, *self._shape)
+        for pixels, patches in self._both(output, tokens):
+            patches.copy_(pixels)
+        tokens[:, 1, ..., self._depth_width :] = 0
+        return tokens.flatten(0, -2)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        both = tokens.view(-1, 2, self._transformer.groups, self._group, tokens.shape[-1])
-        parts = both[:, 0], both[:, 1, ..., : self._depth_width]
-        return torch.cat([self._transformer.unpatchify(part, self._time) for part in parts], dim=1)
+        tokens = tokens.view(-1, 2, *self._shape)
+        latent = tokens.new_empty(len(tokens), *self._latent_shape)
+        for pixels, patches in self._both(latent, tokens):
+            pixels.copy_(patches)
+        return latent
+
+    def _both(self, latent: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each modality the elements of ``latent`` and those of ``tokens``, in one order; views."""
+        widths = (self.width, self._depth_width)
+        for index, (part, width) in enumerate(zip(latent.split((3, 1), dim=1), widths, strict=True)):
+            pixels = self._transformer.patches(part, self._time)
+            yield pixels, tokens[:, index, ..., :width].view(pixels.shape)
 
 
 class DoomWorldModel(WorldModel):
