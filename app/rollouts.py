@@ -218,8 +218,11 @@ class RolloutService:
         live = self._live.get(record.id)
         return live is not None and not live.waiters and not live.detached
 
-    async def cancel(self, record: RolloutRecord) -> None:
+    async def cancel(self, record: RolloutRecord) -> RolloutRecord:
         """End a live rollout, wherever it runs, and wait until it has ended.
+
+        Returns:
+            How it ended: not ``record`` if that was read before this process took the rollout over.
 
         Raises:
             Unavailable: it runs elsewhere, and nobody there can be told.
@@ -229,9 +232,10 @@ class RolloutService:
             live.job.cancel()
             await asyncio.wait([live.task])
             if not live.record.live:
-                return
+                return live.record
         if record.live:
             await self._end_elsewhere(record)
+        return record
 
     async def _end_elsewhere(self, record: RolloutRecord) -> None:
         record.status, record.finished_at = "cancelled", time.time()

@@ -119,8 +119,8 @@ async def get_rollout(record: OwnRollout, services: AppServices) -> dict[str, An
 async def delete_rollout(record: OwnRollout, services: AppServices) -> dict[str, Any]:
     """Cancel a live rollout; remove a finished one."""
     if record.live:
-        await services.rollouts.cancel(record)
-        return rollout_json(record, _info(services, record))
+        ended = await services.rollouts.cancel(record)
+        return rollout_json(ended, _info(services, ended))
     await services.store.remove(record.id)
     return {"id": record.id, "object": "rollout", "deleted": True}
 
