@@ -57,7 +57,7 @@ def test_what_cannot_be_met_is_refused_with_what_could(measured: httpx.Client) -
     )
     needed = int(error["message"].partition("about ")[2].partition(" ms")[0])
     assert needed > 2 * 4 * DELAY * 1000
-    assert post(measured, timed(deadline_ms=2 * needed)).status_code == 200
+    assert post(measured, timed(deadline_ms=5 * needed)).status_code == 200  # others may compute meanwhile
 
 
 def test_the_answer_says_what_was_expected(measured: httpx.Client) -> None:
