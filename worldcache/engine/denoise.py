@@ -160,12 +160,11 @@ class ChunkDenoiser:
             whole += deltas[self.step]
             self._count_step(".")
         latent = self._latent.tokens
+        moved = output * whole if self._guided else torch.add(latent, output, alpha=whole)
+        if moves:
+            policy.add(self._state, moved, moves)
         if self._guided:
-            moved = self._guide(policy.add(self._state, output * whole, moves) if moves else output * whole)
-            moved += latent
-        else:
-            moved = torch.add(latent, output, alpha=whole)
-            moved = policy.add(self._state, moved, moves) if moves else moved
+            moved = self._guide(moved).add_(latent)
         self._latent = Latent(self._view, self._view.from_tokens(moved)[0], moved)
 
     def _must_compute(self) -> bool:

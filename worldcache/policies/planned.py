@@ -30,13 +30,13 @@ class PlannedPolicy(Policy[ConfigT, StateT]):
             state.drift = state.planned_drift[step - state.newest - 1]
         return False
 
-    @abstractmethod
     def terms(self, state: StateT) -> tuple[Tensor, ...]:
-        """The tensors ``[N, d]`` that predictions after the newest FULL step add to y0."""
+        """The tensors ``[N, d]`` that predictions after the newest FULL step add to y0; none by default."""
+        return ()
 
     @abstractmethod
     def weights(self, state: StateT, step: int) -> tuple[float, ...]:
-        """What each of :meth:`terms` counts in the prediction of ``step``. Reads nothing to the host."""
+        """What each tensor that :meth:`add` adds counts at ``step``. Reads nothing to the host."""
 
     def add(self, state: StateT, total: Tensor, weights: Sequence[float]) -> Tensor:
         """Add the terms to ``total`` ``[N, d]`` in place, each as often as its weight says; returns it."""
@@ -68,9 +68,6 @@ class FixedPlanPolicy(PlannedPolicy[ConfigT, StateT]):
     def settle(self, state: StateT, evidence: Sequence[float]) -> None:
         """Set ``state.next_full`` to the next step that is due."""
         state.next_full = self.next_due(state.newest, state.schedule.num_steps)
-
-    def terms(self, state: StateT) -> tuple[Tensor, ...]:
-        return ()
 
     def weights(self, state: StateT, step: int) -> tuple[float, ...]:
         return ()

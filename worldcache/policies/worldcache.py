@@ -202,17 +202,11 @@ class WorldCachePolicy(PlannedPolicy[WorldCacheConfig, WorldCacheState]):
         state.planned_drift = tuple(planned)
         state.next_full = state.newest + 1 + len(planned)
 
-    def terms(self, state: WorldCacheState) -> tuple[Tensor, ...]:
-        """v0 and a, where the token's class has them."""
-        assert state.moving is not None and state.damped is not None
-        _, velocity, acceleration = state.differences
-        return state.moving * velocity, state.damped * acceleration
-
     def weights(self, state: WorldCacheState, step: int) -> tuple[float, ...]:
         return combination_weights(step - state.newest, self.config.max_skip, state.gap)
 
     def add(self, state: WorldCacheState, total: Tensor, weights: Sequence[float]) -> Tensor:
-        """Add the terms without making them."""
+        """Add v0 and a where the token's class has them."""
         assert state.moving is not None and state.damped is not None
         (_, velocity, acceleration), (p, q) = state.differences, weights
         return total.addcmul_(state.moving, velocity, value=p).addcmul_(state.damped, acceleration, value=q)
