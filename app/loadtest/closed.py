@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from statistics import fmean
 
+from app.loadtest.backbone import AROUND, BackboneMeter
 from app.loadtest.client import LoadClient
 from app.loadtest.measures import calls_seconds, completed, spread
 from app.loadtest.results import Answer, Point, Turn
-from app.loadtest.scrape import engine_use
+from app.loadtest.scrape import EngineUse, engine_use
 from app.loadtest.work import PolicyChoice
 
 
@@ -74,7 +76,7 @@ async def measure_batching(
     choices: Sequence[PolicyChoice],
     rollouts: int,
     repeats: int,
-    table: Mapping[int, float],
+    meter: BackboneMeter | None,
     progress: Callable[[str, int, int], None],
 ) -> list[list[Turn]]:
     """Equal rollouts at once against the same number one after another; a list of turns by policy.
@@ -85,23 +87,34 @@ async def measure_batching(
     done = count(1)
     for _ in range(repeats):
         for choice, mine in zip(choices, turns, strict=True):
-            mine.append(await _take_turn(client, choice, rollouts, table))
+            mine.append(await _take_turn(client, choice, rollouts, meter))
             progress(choice.label, next(done), repeats * len(choices))
     return turns
 
 
 async def _take_turn(
-    client: LoadClient, choice: PolicyChoice, rollouts: int, table: Mapping[int, float]
+    client: LoadClient, choice: PolicyChoice, rollouts: int, meter: BackboneMeter | None
 ) -> Turn:
     start = time.monotonic()
     apart = [await client.run(choice) for _ in range(rollouts)]
     apart_seconds = time.monotonic() - start
+    table = await _table(meter, rollouts)
     before = await client.scrape()
     start = time.monotonic()
     together = await asyncio.gather(*(client.run(choice) for _ in range(rollouts)))
     together_seconds = time.monotonic() - start
     use = engine_use((await client.scrape()).since(before), client.work.model)
     await client.forget([*apart, *together])
-    backbone = calls_seconds(table, use.sizes) if table else None
+    backbone = _mean_seconds(use, table, await _table(meter, rollouts))
     failed = sum(not answer.succeeded for answer in (*apart, *together))
     return Turn(choice.label, rollouts, together_seconds, apart_seconds, backbone, use, failed)
+
+
+async def _table(meter: BackboneMeter | None, most: int) -> dict[int, float]:
+    """Seconds of a call by its rows, right now; the server has nothing to do meanwhile."""
+    return {} if meter is None else await asyncio.to_thread(meter.measure, range(1, most + 1), AROUND)
+
+
+def _mean_seconds(use: EngineUse, *tables: Mapping[int, float]) -> float | None:
+    """What the calls of the server would have taken by the tables, the mean of them."""
+    return fmean(calls_seconds(table, use.sizes) for table in tables) if all(tables) else None

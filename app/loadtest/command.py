@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from app.options import above_0, given, make_console, positive, progress_bars
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from app.loadtest.backbone import BackboneMeter
     from app.loadtest.results import Findings
     from app.loadtest.run import Plan, Progress
     from app.settings import Settings
@@ -104,11 +104,13 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         "overload_seconds": 1.5,
         "cancellations": 12,
         "memory_every": 0.2,
+        "sizes": (1, 2, 3, 4),
+        "calls": 2,
     }
     numbers = given(
         arguments,
         "frames", "steps", "concurrency", "seconds", "together", "repeats", "share", "steady_seconds",
-        "overload_seconds", "cancellations",
+        "overload_seconds", "cancellations", "calls",
     )  # fmt: skip
     return Plan(parse_policies(text), **((short if arguments.short else {}) | numbers))
 
@@ -134,27 +136,22 @@ def _measure(arguments: argparse.Namespace, settings: Settings, plan: Plan, tell
     about = {"machine": machine(), "max_batch": settings.max_batch, "dtype": settings.dtype}
     if arguments.url:
         target = Target(arguments.url, key, arguments.pid, *places)
-        return asyncio.run(run(plan, target, arguments.model, {}, about, tell))
-    backbone = _backbone(arguments, settings, tell)
+        return asyncio.run(run(plan, target, arguments.model, None, about, tell))
+    meter = _meter(arguments, settings)
     tell("server", "starting", 0, 1)
     with start_server(as_variables(settings, SERVED)) as server:
         tell("server", server.url, 1, 1)
         target = Target(server.url, key, server.pid, *places)
-        return asyncio.run(run(plan, target, arguments.model, backbone, about, tell))
+        return asyncio.run(run(plan, target, arguments.model, meter, about, tell))
 
 
-def _backbone(arguments: argparse.Namespace, settings: Settings, tell: Progress) -> Mapping[int, float]:
-    """The table of backbone times; the model is gone again when the server starts."""
-    from app.loadtest.backbone import SIZES, measure_backbone
+def _meter(arguments: argparse.Namespace, settings: Settings) -> BackboneMeter:
+    """Of a model like the server's, in this process."""
+    from app.loadtest.backbone import BackboneMeter
 
     model = worldcache.load_model(arguments.model, device=settings.devices[0], dtype=settings.dtype)
     model.warm()
-    return measure_backbone(
-        model,
-        SIZES[:4] if arguments.short else SIZES,
-        repeats=arguments.calls or (2 if arguments.short else 15),
-        progress=lambda done, total: tell("backbone", "", done, total),
-    )
+    return BackboneMeter(model)
 
 
 def _report(findings: Findings, output: Path, console: Console) -> None:

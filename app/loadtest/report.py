@@ -119,7 +119,7 @@ def _backbone(findings: Findings) -> list[str]:
     return [
         "## Backbone",
         "",
-        "One call for a number of rows with different timesteps, without a server: medians.",
+        "One call for a number of rows with different timesteps, while the server is idle: medians.",
         "",
         *table(["rows", "ms", "ms a row", "over single rows"], rows),
     ]
@@ -156,7 +156,8 @@ def _batching(findings: Findings) -> list[str]:
         f"## {first.rollouts} at once",
         "",
         f"{first.rollouts} equal rollouts at once against the same number one after another; medians of "
-        f"{first.repeats} repeats in turn. Speed-ups are over `{first.policy}`.",
+        f"{first.repeats} repeats in turn. Speed-ups are over `{first.policy}`."
+        + ("" if first.of_table is None else " The table is measured anew before and after each."),
         "",
         *table(heading, rows),
     ]

@@ -82,7 +82,8 @@ class Turn:
     Attributes:
         policy, rollouts: of each of both.
         together, apart: wall time of both, in seconds.
-        backbone: what the measured table says of the calls made for those at once; ``None`` without one.
+        backbone: what tables measured just before and after say of the calls made for those at once, the
+            mean; ``None`` without any.
         use: of the engine for those at once.
         failed: rollouts of both that did not succeed.
     """
@@ -105,7 +106,7 @@ class Batching:
         repeats: turns.
         together, apart: wall time at once and one after another, in seconds.
         of_apart: at once over one after another.
-        of_table: wall time at once over the table's time of its backbone calls.
+        of_table: wall time at once over the time of its backbone calls by the tables around it.
         of_backbone: wall time at once over the server's own time in backbone calls.
         gain_apart, gain_together: speed-up over the first policy, one after another and at once, each
             within one turn.

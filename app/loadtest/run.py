@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import httpx
 
+from app.loadtest.backbone import SIZES, BackboneMeter
 from app.loadtest.cancel import cancel_many, look
 from app.loadtest.client import LoadClient, connected, describe
 from app.loadtest.closed import measure_batching, sweep
@@ -44,6 +45,7 @@ class Plan:
         overload_seconds: of the overload.
         cancellations: rollouts that are cancelled.
         memory_every: seconds between two looks at the server's memory.
+        sizes, calls: rows of the backbone calls in the table, and how many of each.
     """
 
     policies: Sequence[PolicyChoice]
@@ -59,6 +61,8 @@ class Plan:
     overload_seconds: float = 900.0
     cancellations: int = 1000
     memory_every: float = 1.0
+    sizes: Sequence[int] = SIZES
+    calls: int = 15
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ async def run(
     plan: Plan,
     target: Target,
     model: str,
-    backbone: Mapping[int, float],
+    meter: BackboneMeter | None,
     about: Mapping[str, Any],
     progress: Progress,
 ) -> Findings:
@@ -91,7 +95,7 @@ async def run(
 
     Args:
         model: name of the model to ask for.
-        backbone: seconds of a backbone call by its rows; empty if unknown.
+        meter: times backbone calls on the server's machine, while that has nothing to do.
         about: for the head of the report.
 
     Raises:
@@ -101,7 +105,7 @@ async def run(
     async with connected(target.url, target.key) as http:
         work = Work.of(await describe(http, model), plan.frames, plan.steps)
         try:
-            return await _run(plan, target, LoadClient(http, work), backbone, about, progress)
+            return await _run(plan, target, LoadClient(http, work), meter, about, progress)
         except httpx.HTTPError as error:
             raise WorldCacheError(f"{target.url} stopped answering: {error!r}") from error
 
@@ -110,7 +114,7 @@ async def _run(
     plan: Plan,
     target: Target,
     client: LoadClient,
-    backbone: Mapping[int, float],
+    meter: BackboneMeter | None,
     about: Mapping[str, Any],
     progress: Progress,
 ) -> Findings:
@@ -120,11 +124,12 @@ async def _run(
     def counted(name: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(name, "", done, total)
 
+    backbone = {} if meter is None else meter.measure(plan.sizes, plan.calls, counted("backbone"))
     for choice in plan.policies:
         await client.try_out(choice)
     points = await sweep(client, plan.policies, plan.concurrency, plan.seconds, stage("closed loops"))
     turns = await measure_batching(
-        client, plan.policies, plan.together, plan.repeats, backbone, stage(f"{plan.together} at once")
+        client, plan.policies, plan.together, plan.repeats, meter, stage(f"{plan.together} at once")
     )
     sustainable = sustainable_rate(points)
     steady = await measure_load(
