@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -66,39 +68,35 @@ class DoomCondition:
 
 
 class DoomTokens(TokenView):
-    """Patches of colour, then patches of depth, as the transformer's last layer writes them."""
+    """Patches of colour, then patches of depth, padded with zeros to the same width.
 
-    def __init__(self, transformer: ActionTransformer3DModel) -> None:
-        config = transformer.config
-        self._transformer, self._time = transformer, config.patch_time
-        rows, columns = transformer.grid
-        self._depth_width = config.patch_time * config.patch**2
-        self.layout = TokenLayout(("rgb", "depth"), (transformer.groups * rows * columns,) * 2)
-        self.width = int(3 * self._depth_width)
-        self._shape = (transformer.groups, rows * columns, self.width)
-        self._latent_shape = (4, transformer.groups * self._time, rows * config.patch, columns * config.patch)
+    A patch holds its pixels by channel, frame, row and column, so that ``patch`` of them lie side by side
+    in either layout. Such a run is what moves: both ways are one gather of runs.
+    """
+
+    def __init__(self, transformer: ActionTransformer3DModel, device: torch.device) -> None:
+        config, (rows, columns) = transformer.config, transformer.grid
+        self._run, self._channels = config.patch, sum(transformer.modality_channels)
+        self._size = (config.chunk_frames, config.sample_height, config.sample_width)
+        latent = (self._channels, transformer.groups, config.patch_time, rows, config.patch, columns)
+        runs = torch.arange(prod(latent)).view(latent).permute(1, 3, 5, 0, 2, 4)
+        colour, depth = (part.reshape(-1, part[0, 0, 0].numel()) for part in runs.split((3, 1), dim=3))
+        zero = runs.numel()  # the run behind the last one
+        order = torch.cat([colour, F.pad(depth, (0, colour.shape[1] - depth.shape[1]), value=zero)])
+        self._order = order.flatten().to(device)
+        self._places = self._order.argsort()[:zero].contiguous()
+        self.width = int(colour.shape[1] * self._run)
+        self.layout = TokenLayout(("rgb", "depth"), (len(colour), len(depth)))
         self.grids = dict.fromkeys(self.layout.names, (transformer.groups, rows, columns))
 
     def to_tokens(self, output: Tensor) -> Tensor:
-        tokens = output.new_empty(len(output), 2, *self._shape)
-        for pixels, patches in self._both(output, tokens):
-            patches.copy_(pixels)
-        tokens[:, 1, ..., self._depth_width :] = 0
-        return tokens.flatten(0, -2)
+        runs = output.reshape(len(output), -1, self._run)
+        runs = torch.cat([runs, runs.new_zeros(len(runs), 1, self._run)], dim=1)
+        return runs.index_select(1, self._order).view(-1, self.width)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        tokens = tokens.view(-1, 2, *self._shape)
-        latent = tokens.new_empty(len(tokens), *self._latent_shape)
-        for pixels, patches in self._both(latent, tokens):
-            pixels.copy_(patches)
-        return latent
-
-    def _both(self, latent: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each modality the elements of ``latent`` and those of ``tokens``, in one order; views."""
-        widths = (self.width, self._depth_width)
-        for index, (part, width) in enumerate(zip(latent.split((3, 1), dim=1), widths, strict=True)):
-            pixels = self._transformer.patches(part, self._time)
-            yield pixels, tokens[:, index, ..., :width].view(pixels.shape)
+        runs = tokens.view(-1, len(self._order), self._run)
+        return runs.index_select(1, self._places).view(len(runs), self._channels, *self._size)
 
 
 class DoomWorldModel(WorldModel):
@@ -156,7 +154,7 @@ class DoomWorldModel(WorldModel):
             calibrations=calibration.policies,
             auto_preset=calibration.auto,
         )
-        self._view = DoomTokens(self.transformer)
+        self._view = DoomTokens(self.transformer, device)
         self._high = torch.tensor([255.0, 255.0, 255.0, self._depth_max]).view(4, 1, 1, 1)
 
     @classmethod
