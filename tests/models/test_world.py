@@ -104,6 +104,16 @@ def test_modalities_keep_to_their_tokens(model: DoomWorldModel) -> None:
     assert (tokens[layout.slices("depth")[0]].sum(-1) == 128).all()
 
 
+def test_a_token_is_a_patch_where_the_grid_has_it(model: DoomWorldModel) -> None:
+    output = torch.zeros(1, 4, 4, 48, 64)
+    output[:, :3, 2:4, 8:16, 40:48] = 1.0  # second pair of frames, second row of patches, sixth column
+    view = model.tokens(output.shape[1:])
+    assert view.grids == {"rgb": (2, 6, 8), "depth": (2, 6, 8)}
+    filled = view.to_tokens(output).abs().sum(-1).nonzero().flatten()
+    assert filled.tolist() == [(1 * 6 + 1) * 8 + 5]
+    assert view.to_tokens(output)[filled].eq(1.0).all()
+
+
 @torch.inference_mode()
 def test_the_unconditional_branch_ignores_the_actions(model: DoomWorldModel) -> None:
     context = model.begin(Observation(start="centre"))
