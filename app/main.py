@@ -122,7 +122,7 @@ def create_app(
             await clear_strays(files, settings.store_ttl_seconds)
         loading = asyncio.create_task(host.load_all())
         writing = asyncio.create_task(session_service.keep_written())
-        sweeping = asyncio.create_task(session_service.keep_swept())
+        sweeping = asyncio.create_task(session_store.keep_swept())
         reading = asyncio.create_task(keys.keep_fresh(sockets.shut_out))
         try:
             with serving_metrics(metrics.registry, settings.metrics_host, settings.metrics_port):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from app.auth import Caller
-from app.errors import ApiError, Unavailable
+from app.errors import ApiError, NotFound, Unavailable
 from app.schemas import SnapshotBody
-from app.session_store import Session
+from app.session_store import Session, SessionStore
 from worldcache.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -65,23 +67,29 @@ class SessionKeeper:
     """Writes sessions down when they have changed, and brings them back when they are asked for.
 
     Args:
+        store: of the sessions that are open here.
         snapshots: where they are kept.
         snapshot, restore: make a document of a session, and a session of a document.
         seconds: how long a snapshot is kept.
     """
 
     def __init__(
-        self, snapshots: SnapshotStore, snapshot: Snapshot, restore: Restore, seconds: float
+        self,
+        store: SessionStore,
+        snapshots: SnapshotStore,
+        snapshot: Snapshot,
+        restore: Restore,
+        seconds: float,
     ) -> None:
-        self._snapshots, self._snapshot, self._restore = snapshots, snapshot, restore
-        self._seconds = seconds
+        self._store, self._snapshots, self._seconds = store, snapshots, seconds
+        self._snapshot, self._restore = snapshot, restore
+        self._finding = asyncio.Lock()
         self._kept: dict[str, object] = {}
         self._silent_models: set[str] = set()
 
-    async def keep_changed(self, sessions: Iterable[Session]) -> list[Session]:
-        """Write down those of the open sessions that have changed; returns those that are elsewhere now."""
-        moved: list[Session] = []
-        open_ones = list(sessions)
+    async def write_down(self) -> None:
+        """Write down those of the open sessions that have changed; close those that are elsewhere now."""
+        open_ones = await self._store.all()
         for session in open_ones:
             mark = (session.state, session.cache)
             if session.closed or session.model in self._silent_models or self._kept.get(session.id) == mark:
@@ -90,7 +98,8 @@ class SessionKeeper:
                 if await self._keep(session):
                     self._kept[session.id] = mark
                 else:
-                    moved.append(session)
+                    logger.warning("session %s is at another server now", session.id)
+                    await self._store.close(session)
             except InvalidInput as error:
                 if error.code != "not_supported":
                     raise
@@ -99,33 +108,31 @@ class SessionKeeper:
                 logger.warning("session %s is not kept for now: %s", session.id, error)
         known = {session.id for session in open_ones}
         self._kept = {name: mark for name, mark in self._kept.items() if name in known}
-        return moved
 
-    async def find(self, session_id: str, owner: str) -> Session | None:
-        """A session of a server that has ended, where it was last written down.
+    async def bring_back(self, session_id: str, owner: str) -> Session:
+        """Open a session of a server that has ended, where it was last written down.
 
         Raises:
+            NotFound: there is none.
             ApiError: it is at another server, or cannot be restored here now.
         """
-        kept = await self._snapshots.take(session_id, owner)
-        if kept is None:
-            return None
-        try:
-            session = await self._restore(kept.body, Caller(kept.owner, kept.client, time.monotonic()))
-        except InvalidInput as error:
-            logger.warning("session %s cannot be restored any more: %s", session_id, error)
-            await self._snapshots.leave(session_id)
-            return None
-        except BaseException:
-            await self._snapshots.leave(session_id)
-            raise
-        session.id, session.created_at = session_id, kept.created_at
-        logger.warning("session %s is restored at frame %d", session_id, session.frames)
-        return session
+        async with self._finding:
+            with suppress(NotFound):
+                return await self._store.find(session_id, owner)  # somebody else has brought it back
+            kept = await self._snapshots.take(session_id, owner)
+            if kept is None:
+                raise NotFound(f"there is no session {session_id!r}", code="unknown_session")
+            try:
+                session = await self._reopen(session_id, kept)
+            except BaseException:
+                await self._snapshots.leave(session_id)
+                raise
+            logger.warning("session %s is restored at frame %d", session_id, session.frames)
+            return session
 
-    async def leave(self, sessions: Iterable[Session]) -> None:
+    async def leave_all(self) -> None:
         """Let other servers have the sessions."""
-        for session in list(sessions):
+        for session in await self._store.all():
             if session.id in self._kept:
                 await self._quietly(self._snapshots.leave(session.id))
 
@@ -133,6 +140,16 @@ class SessionKeeper:
         """A session was closed."""
         self._kept.pop(session.id, None)
         await self._quietly(self._snapshots.remove(session.id))
+
+    async def _reopen(self, session_id: str, kept: KeptSession) -> Session:
+        try:
+            session = await self._restore(kept.body, Caller(kept.owner, kept.client, time.monotonic()))
+        except InvalidInput as error:
+            logger.warning("session %s cannot be restored any more: %s", session_id, error)
+            raise NotFound(f"there is no session {session_id!r}", code="unknown_session") from None
+        session.id, session.created_at = session_id, kept.created_at
+        await self._store.add(session)
+        return session
 
     async def _keep(self, session: Session) -> bool:
         body = await self._snapshot(session)

@@ -19,6 +19,9 @@ from app.requests import Terms
 from app.schemas import PicturesBody
 from worldcache.core import Frames, RolloutState, RolloutStats
 
+MAX_SWEEP_SECONDS = 30.0
+"""Longest between two sweeps of expired sessions."""
+
 MAX_GRAVES = 10_000
 """Closed and expired sessions that are remembered, so that their clients are told."""
 
@@ -254,6 +257,12 @@ class InMemorySessionStore:
         for session in list(self._sessions.values()):
             if not session.users and session.used_at <= limit:
                 self._bury(session, f"expired: nobody used it for {self._ttl:g} s")
+
+    async def keep_swept(self) -> None:
+        """Let go of expired sessions from time to time, until it is cancelled."""
+        while True:
+            await asyncio.sleep(min(MAX_SWEEP_SECONDS, self._ttl / 2))
+            await self.sweep()
 
     def _bury(self, session: Session, why: str) -> None:
         if self._sessions.pop(session.id, None) is None:

@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -37,11 +37,6 @@ from worldcache.errors import InvalidInput, RolloutCancelled
 from worldcache.policies.choose import choose_policy
 
 logger = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
-
-MAX_SWEEP_SECONDS = 30.0
-"""Longest between two sweeps of expired sessions."""
 
 
 @dataclass(eq=False)
@@ -85,12 +80,11 @@ class SessionService:
         self._opener = SessionOpener(models, dispatcher, self._reader)
         self._branches = BranchRunner(dispatcher, guard, metrics)
         self._steps: dict[str, _Step] = {}
-        self._finding = asyncio.Lock()
         self._draining = False
         self._keeper: SessionKeeper | None = None
         if snapshots is not None:
             ttl = settings.session_ttl_seconds
-            self._keeper = SessionKeeper(snapshots, self._opener.snapshot, self._opener.restore, ttl)
+            self._keeper = SessionKeeper(store, snapshots, self._opener.snapshot, self._opener.restore, ttl)
 
     async def find(self, session_id: str, owner: str) -> Session:
         """An owner's open session; one whose server has ended comes back where it was last written down.
@@ -98,20 +92,15 @@ class SessionService:
         Raises:
             NotFound: there never was one.
             ApiError: 410, it was closed or has expired; 409, it is at another server.
+            Unavailable: it is not here, and a server that shuts down brings none back.
         """
         try:
             return await self.store.find(session_id, owner)
         except NotFound:
-            if self._keeper is None or self._draining:
+            if self._keeper is None:
                 raise
-        async with self._finding:
-            with suppress(NotFound):
-                return await self.store.find(session_id, owner)  # somebody else has found it
-            session = await self._keeper.find(session_id, owner)
-            if session is None:
-                raise NotFound(f"there is no session {session_id!r}", code="unknown_session")
-            await self.store.add(session)
-            return session
+        self._check_open()
+        return await self._keeper.bring_back(session_id, owner)
 
     async def create(self, body: SessionBody | RestoreBody, caller: Caller) -> Session:
         """Open a session, at a start or where a snapshot was taken.
@@ -288,33 +277,20 @@ class SessionService:
         """What the session's model says about itself, loaded or not."""
         return self._models.info(session.model)
 
-    async def keep_swept(self) -> None:
-        """Let go of expired sessions from time to time, until it is cancelled."""
-        while True:
-            await asyncio.sleep(min(MAX_SWEEP_SECONDS, self._settings.session_ttl_seconds / 2))
-            await self.store.sweep()
-
     async def keep_written(self) -> None:
         """Write changed sessions down from time to time, until it is cancelled."""
-        while True:
+        while self._keeper is not None:
             await asyncio.sleep(self._settings.session_snapshot_seconds)
             try:
-                await self._write_down()
+                await self._keeper.write_down()
             except Exception:
                 logger.exception("sessions could not be written down")
 
     async def hand_over(self) -> None:
         """Write every session down for the last time, and let other servers have them."""
         if self._keeper is not None:
-            await self._write_down()
-            await self._keeper.leave(await self.store.all())
-
-    async def _write_down(self) -> None:
-        if self._keeper is None:
-            return
-        for session in await self._keeper.keep_changed(await self.store.all()):
-            logger.warning("session %s is at another server now", session.id)
-            await self.store.close(session)
+            await self._keeper.write_down()
+            await self._keeper.leave_all()
 
     async def drain(self, seconds: float) -> None:
         """Take no more steps; let those on their way finish for a while, then drop them."""

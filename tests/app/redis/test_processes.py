@@ -194,6 +194,8 @@ def hands_over_and_ends_in_order(
     assert ready.json()["checks"]["admission"] == "draining"
     refused = one.post("/v1/rollouts", json=rollout_body())
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    sought = eventually(lambda: (r := one.get("/v1/sessions/se_elsewhere")).status_code == 503 and r)
+    assert sought.json()["error"]["code"] == "draining"  # it may be one that another server brings back
     assert one.get(path).json()["status"] == "running"
     second.process.send_signal(signal.SIGCONT)
     assert first.process.wait(30) == 0
