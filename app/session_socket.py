@@ -24,6 +24,15 @@ from app.outbox import Outbox, OutgoingFrame
 from app.session_store import Session
 from app.session_views import session_json
 from app.sessions import SessionService
+from app.socket_ending import (
+    GOING_AWAY,
+    POLICY_VIOLATION,
+    SERVER_ERROR,
+    SESSION_GONE,
+    Ending,
+    close,
+    first_ending,
+)
 from app.socket_messages import (
     ActionMessage,
     CacheMessage,
@@ -50,12 +59,6 @@ from worldcache.errors import InvalidInput, WorldCacheError
 
 logger = logging.getLogger(__name__)
 
-GOING_AWAY = 1001
-POLICY_VIOLATION = 1008
-SERVER_ERROR = 1011
-TAKEN_OVER = 4409
-SESSION_GONE = 4410
-
 MAX_MESSAGE = 256 * 1024
 """Longest message of a client, in characters."""
 
@@ -65,24 +68,8 @@ MAX_UNREADABLE = 5
 MIN_RETRY_SECONDS = 0.1
 """Least time before a refused step is tried again."""
 
-CLOSE_SECONDS = 2.0
-"""How long a client that does not read may keep a socket from being closed."""
-
 STEPS_AT_ONCE = 2
 """Steps of a socket that are on their way: one is computed while the one before is encoded."""
-
-
-class Ending(Exception):
-    """The socket is at its end.
-
-    Args:
-        code: to close it with; ``None`` if the client has gone already.
-        reason: for people.
-    """
-
-    def __init__(self, code: int | None, reason: str = "") -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
 
 
 class SessionSocket:
@@ -147,12 +134,12 @@ class SessionSocket:
                 for work in self._works():
                     tasks.create_task(work)
         except* Ending as group:
-            ending = _first(group)
+            ending = first_ending(group)
         except* Exception:
             logger.exception("the socket of session %s failed", self._session.id)
         finally:
             self.finished.set()
-        await self._close(ending)
+        await close(self._websocket, ending)
 
     def end(self, code: int, reason: str) -> None:
         """Close it now, and begin nothing more; a step on its way is finished by the service."""
@@ -181,13 +168,6 @@ class SessionSocket:
     async def _until_gone(self) -> None:
         await self._session.gone.wait()
         raise Ending(SESSION_GONE, "the session was closed or has expired; begin another one")
-
-    async def _close(self, ending: Ending) -> None:
-        if ending.code is None:
-            return
-        with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):  # the client may be gone by now
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._websocket.close(ending.code, ending.reason)
 
     # What the client says
 
@@ -395,12 +375,6 @@ class SessionSocket:
         self, error: ApiError | InvalidInput, seq: int | None = None, retry_after: float | None = None
     ) -> None:
         self._outbox.put(error_text(error, self._request_id, seq, retry_after))
-
-
-def _first(group: BaseExceptionGroup[Ending]) -> Ending:
-    """One of the reasons to end, if there are several."""
-    error = group.exceptions[0]
-    return error if isinstance(error, Ending) else _first(error)
 
 
 def _as_told(error: ApiError | WorldCacheError) -> ApiError | InvalidInput:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from app.session_socket import GOING_AWAY, POLICY_VIOLATION, TAKEN_OVER, SessionSocket
+from app.session_socket import SessionSocket
+from app.socket_ending import GOING_AWAY, POLICY_VIOLATION, TAKEN_OVER
 
 
 class SocketRegistry:
