@@ -98,21 +98,25 @@ async def _take_turn(
     start = time.monotonic()
     apart = [await client.run(choice) for _ in range(rollouts)]
     apart_seconds = time.monotonic() - start
-    table = await _table(meter, rollouts)
+    table = _table(meter, rollouts)
     before = await client.scrape()
     start = time.monotonic()
     together = await asyncio.gather(*(client.run(choice) for _ in range(rollouts)))
     together_seconds = time.monotonic() - start
     use = engine_use((await client.scrape()).since(before), client.work.model)
     await client.forget([*apart, *together])
-    backbone = _mean_seconds(use, table, await _table(meter, rollouts))
+    backbone = _mean_seconds(use, table, _table(meter, rollouts))
     failed = sum(not answer.succeeded for answer in (*apart, *together))
     return Turn(choice.label, rollouts, together_seconds, apart_seconds, backbone, use, failed)
 
 
-async def _table(meter: BackboneMeter | None, most: int) -> dict[int, float]:
-    """Seconds of a call by its rows, right now; the server has nothing to do meanwhile."""
-    return {} if meter is None else await asyncio.to_thread(meter.measure, range(1, most + 1), AROUND)
+def _table(meter: BackboneMeter | None, most: int) -> dict[int, float]:
+    """Seconds of a call by its rows, right now.
+
+    Everything waits meanwhile, here and at the server: in a thread of its own torch would have a second
+    pool of workers, and be slower than the server.
+    """
+    return {} if meter is None else meter.measure(range(1, most + 1), AROUND)
 
 
 def _mean_seconds(use: EngineUse, *tables: Mapping[int, float]) -> float | None:

@@ -20,6 +20,7 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     spare = cycle(SPARE)
@@ -39,8 +40,9 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
         _dress(axis, title, ticks)
     left.set_ylim(bottom=0)
     right.set_yscale("log")
-    for place in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
-        place(lambda value, _: f"{value:g}")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.yaxis.set_minor_locator(NullLocator())
     left.legend(frameon=False, fontsize=9.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, facecolor="white")
