@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 from app.auth import Caller
 from app.errors import ApiError, NotFound, Unavailable
 from app.schemas import SnapshotBody
-from app.session_store import Session, SessionStore
+from app.session_store import Session, SessionStore, unknown_session
 from worldcache.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class SessionKeeper:
                 return await self._store.find(session_id, owner)  # somebody else has brought it back
             kept = await self._snapshots.take(session_id, owner)
             if kept is None:
-                raise NotFound(f"there is no session {session_id!r}", code="unknown_session")
+                raise unknown_session(session_id)
             try:
                 session = await self._reopen(session_id, kept)
             except BaseException:
@@ -146,7 +146,7 @@ class SessionKeeper:
             session = await self._restore(kept.body, Caller(kept.owner, kept.client, time.monotonic()))
         except InvalidInput as error:
             logger.warning("session %s cannot be restored any more: %s", session_id, error)
-            raise NotFound(f"there is no session {session_id!r}", code="unknown_session") from None
+            raise unknown_session(session_id) from None
         session.id, session.created_at = session_id, kept.created_at
         await self._store.add(session)
         return session

@@ -175,6 +175,11 @@ class SessionStore(Protocol):
         """Let go of those that have expired."""
 
 
+def unknown_session(session_id: str) -> NotFound:
+    """What somebody is told who asks for a session that there never was, or that is another's."""
+    return NotFound(f"there is no session {session_id!r}", code="unknown_session")
+
+
 class InMemorySessionStore:
     """The default store: gone with the process.
 
@@ -236,7 +241,7 @@ class InMemorySessionStore:
         if why and buried_owner == owner:
             message = f"session {session_id!r} {why}; begin another one"
             raise ApiError(410, "session_gone", message)
-        raise NotFound(f"there is no session {session_id!r}", code="unknown_session")
+        raise unknown_session(session_id)
 
     async def list(self, owner: str, *, limit: int, after: str | None) -> list[Session]:
         await self.sweep()

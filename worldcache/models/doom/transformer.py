@@ -215,16 +215,12 @@ class ActionTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ig
         )
         self.head = PixelHead(3 * channels, channels, head_hidden, width)
 
-    def patches(self, frames: Tensor, group_frames: int) -> Tensor:
-        """``[B, C, T, H, W] -> [B, T/group, H/p, W/p, group, p, p, C]``, a view of contiguous frames."""
+    def patchify(self, frames: Tensor, group_frames: int) -> Tensor:
+        """``[B, C, T, H, W] -> [B, T/group, H/p * W/p, group*p*p*C]``."""
         batch, channels, time, height, width = frames.shape
         p = self.config.patch
         x = frames.reshape(batch, channels, time // group_frames, group_frames, height // p, p, width // p, p)
-        return x.permute(0, 2, 4, 6, 3, 5, 7, 1)
-
-    def patchify(self, frames: Tensor, group_frames: int) -> Tensor:
-        """``[B, C, T, H, W] -> [B, T/group, H/p * W/p, group*p*p*C]``."""
-        return self.patches(frames, group_frames).flatten(4).flatten(2, 3)
+        return x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(2, 3)
 
     def unpatchify(self, tokens: Tensor, group_frames: int) -> Tensor:
         """Inverse of :meth:`patchify`."""

@@ -80,11 +80,12 @@ class DoomTokens(TokenView):
         self._size = (config.chunk_frames, config.sample_height, config.sample_width)
         latent = (self._channels, transformer.groups, config.patch_time, rows, config.patch, columns)
         runs = torch.arange(prod(latent)).view(latent).permute(1, 3, 5, 0, 2, 4)
-        colour, depth = (part.reshape(-1, part[0, 0, 0].numel()) for part in runs.split((3, 1), dim=3))
+        parts = runs.split(transformer.modality_channels, dim=3)
+        colour, depth = (part.flatten(0, 2).flatten(1) for part in parts)
         zero = runs.numel()  # the run behind the last one
         order = torch.cat([colour, F.pad(depth, (0, colour.shape[1] - depth.shape[1]), value=zero)])
         self._order = order.flatten().to(device)
-        self._places = self._order.argsort()[:zero].contiguous()
+        self._places = self._order.argsort()[:zero]
         self.width = int(colour.shape[1] * self._run)
         self.layout = TokenLayout(("rgb", "depth"), (len(colour), len(depth)))
         self.grids = dict.fromkeys(self.layout.names, (transformer.groups, rows, columns))
