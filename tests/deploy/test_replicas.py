@@ -65,13 +65,19 @@ def two_replicas(server: RedisServer, **settings: Any) -> Iterator[tuple[httpx.C
     prefix = next(PREFIXES)
     with ExitStack() as stack:
         first, second = (stack.enter_context(replica(server, prefix, **settings)) for _ in range(2))
-        time.sleep(1)  # more than a sign of life: they know each other
         yield first, second
 
 
 def load(client: httpx.Client, model: str) -> None:
     client.post(f"/v1/models/{model}/load")
     eventually(lambda: status_of(client, model) == "warm")
+
+
+def load_at(place: httpx.Client, model: str, *, known_to: httpx.Client) -> None:
+    """Load a model in one replica and wait until another one, which has it not, asks there for it."""
+    load(place, model)
+    eventually(lambda: known_to.get(f"/v1/models/{model}").json()["status"] == "warm")
+    assert status_of(known_to, model) == "cold"
 
 
 def status_of(client: httpx.Client, model: str) -> str:
@@ -85,9 +91,8 @@ def ended(client: httpx.Client, model: str) -> float:
 
 def test_a_request_goes_where_its_model_is(redis_server: RedisServer) -> None:
     with two_replicas(redis_server) as (first, second):
-        load(first, "one")
-        load(second, "two")
-        time.sleep(1)
+        load_at(first, "one", known_to=second)
+        load_at(second, "two", known_to=first)
         for client in (first, second):
             for model in ("one", "two"):
                 answer = client.post("/v1/rollouts", json=rollout_body(model=model))
@@ -102,8 +107,7 @@ def test_a_request_goes_where_its_model_is(redis_server: RedisServer) -> None:
 
 def test_a_session_is_found_wherever_it_was_opened(redis_server: RedisServer) -> None:
     with two_replicas(redis_server) as (first, second):
-        load(second, "one")
-        time.sleep(1)
+        load_at(second, "one", known_to=first)
         opened = first.post("/v1/sessions", json=SESSION).json()["id"]
         assert metric(second, "worldcache_active_sessions", model="one") == 1
         forked = first.post(f"/v1/sessions/{opened}/fork").json()["id"]
@@ -117,9 +121,14 @@ def test_a_full_replica_passes_on(redis_server: RedisServer) -> None:
     limits = {"models": TWO[0], "preload": "all", "max_active": 1, "max_queue": 0}
     with two_replicas(redis_server, **limits) as (first, second), ExitStack() as streams:
         body = {**slow(100, model="one"), "stream": True}
-        for _ in range(2):  # both at the first
+
+        def accepted() -> bool:
+            """By the first, which passes on what it has no room for once it knows of the second."""
             stream = streams.enter_context(first.stream("POST", "/v1/rollouts", json=body))
-            assert stream.status_code == 200
+            return stream.status_code == 200
+
+        assert accepted()
+        eventually(accepted)
         refused = second.post("/v1/rollouts", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
         assert [metric(one, "worldcache_active_rollouts", model="one") for one in (first, second)] == [1, 1]
