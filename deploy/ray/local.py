@@ -21,6 +21,8 @@ LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OBJECT_STORE_BYTES = 100 * 2**20
+PROXY_START_SECONDS = 60
+"""Ray gives its proxy 5 s to start three times over, which a busy machine does not keep."""
 
 logger = logging.getLogger("deploy.ray.local")
 
@@ -97,6 +99,7 @@ def _cluster(folder: Path, port: int) -> Iterator[None]:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes Ray stay on loopback
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_START_SECONDS))
     import ray
     from ray import serve
 

@@ -423,10 +423,10 @@ def test_a_session_that_is_closed_closes_its_socket() -> None:
 
 
 def test_a_session_that_expires_closes_its_socket_and_messages_keep_it() -> None:
-    with serving(session_ttl_seconds=0.6) as client:
+    with serving(session_ttl_seconds=2) as client:
         with driving(client, opened(client)) as driver:
-            for _ in range(6):
-                time.sleep(0.2)
+            for _ in range(10):
+                time.sleep(0.25)
                 driver.say("ping")
                 assert driver.hear()["type"] == "pong"
             assert closing_code(driver) == 4410

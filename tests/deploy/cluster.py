@@ -19,7 +19,7 @@ from tests.app.redis.server import RedisServer, free_port
 
 ROOT = Path(__file__).parents[2]
 MARK = "WORLDCACHE_TEST_CLUSTER="
-START_SECONDS = 90
+START_SECONDS = 180
 STOP_SECONDS = 60
 
 
