@@ -100,6 +100,7 @@ def _cluster(folder: Path, port: int) -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes Ray stay on loopback
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_START_SECONDS))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves replicas what others do not want
     import ray
     from ray import serve
 
