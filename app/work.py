@@ -10,6 +10,7 @@ from app.audit import Choice
 from app.schemas import RolloutBody
 from app.store import RolloutRecord
 from worldcache.engine.rollout import RolloutRequest
+from worldcache.policies.registry import parameters_of
 
 
 class Order(BaseModel):
@@ -61,10 +62,7 @@ def write_order(body: RolloutBody, request: RolloutRequest, choice: Choice, clie
         client: whose it is.
         free: whether the policy is the deadline's to choose.
     """
-    cache: dict[str, Any] = {
-        "policy": request.policy.name,
-        **request.policy.config.model_dump(mode="json"),
-    }
+    cache: dict[str, Any] = {"policy": request.policy.name, **parameters_of(request.policy)}
     filled = {
         "seed": request.seed,
         "num_inference_steps": request.num_inference_steps,

@@ -220,8 +220,9 @@ def test_parameters_out_of_bounds_are_refused(parameters: dict[str, float], para
 
 
 def test_a_budget_and_a_tolerance_together_are_refused():
-    with pytest.raises(InvalidInput, match="not both"):
+    with pytest.raises(InvalidInput, match=r"^policy 'forecast': give .* not both") as refused:
         make_policy("forecast", full_steps=7, tolerance=0.1)
+    assert refused.value.param == "cache"
 
 
 ANGLES = tuple(math.pi / 2 * (1 - step / STEPS) for step in range(STEPS))

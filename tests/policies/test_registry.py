@@ -1,12 +1,15 @@
 """Policies by name: what is registered, how a mistake is told, what is imported."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from tests.policies.contract import PARAMETERS
 from worldcache.errors import InvalidInput, UnknownName
 from worldcache.policies import describe_policies, get_policy_class, make_policy, policy_names
+from worldcache.policies.registry import parameters_of
 
 
 @pytest.mark.parametrize("name", policy_names())
@@ -39,6 +42,20 @@ def test_a_value_of_the_wrong_type_names_its_field():
     with pytest.raises(InvalidInput, match="'max_skip'") as wrong:
         make_policy("worldcache", max_skip="many")
     assert (wrong.value.param, wrong.value.code) == ("cache.max_skip", "invalid_value")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        *((name, PARAMETERS.get(name, {})) for name in policy_names()),
+        ("forecast", {"full_steps": 4}),
+        ("forecast", {"tolerance": 0.01, "correct": False}),
+    ],
+)
+def test_a_policy_is_made_again_of_its_parameters(name: str, parameters: dict[str, object]):
+    policy = make_policy(name, **parameters)
+    written = json.loads(json.dumps(parameters_of(policy)))
+    assert make_policy(name, **written).config == policy.config
 
 
 def test_descriptions_hold_every_default_and_say_what_it_means():

@@ -34,10 +34,18 @@ def policy_names() -> tuple[str, ...]:
     return tuple(_CLASSES)
 
 
+def parameters_of(policy: AnyPolicy) -> dict[str, Any]:
+    """The parameters that were set, as JSON; :func:`make_policy` makes the same policy of them again.
+
+    Defaults are left out: a parameter may exclude another one, whatever its value.
+    """
+    given: dict[str, Any] = policy.config.model_dump(mode="json", exclude_unset=True)
+    return given
+
+
 def describe(policy: AnyPolicy) -> str:
     """A policy in words, with the parameters that were set: ``forecast, full_steps 7``."""
-    given = policy.config.model_dump(exclude_unset=True)
-    return ", ".join([policy.name, *(f"{name} {value}" for name, value in given.items())])
+    return ", ".join([policy.name, *(f"{name} {value}" for name, value in parameters_of(policy).items())])
 
 
 def get_policy_class(name: str) -> type[AnyPolicy]:
@@ -87,6 +95,8 @@ def describe_policies() -> list[dict[str, Any]]:
 def _as_invalid_input(policy_class: type[AnyPolicy], error: ValidationError) -> InvalidInput:
     """The first problem that pydantic found, in our words."""
     problem = error.errors(include_url=False)[0]
+    if not problem["loc"]:
+        return InvalidInput(f"policy {policy_class.name!r}: {problem['msg']}", param="cache")
     field = ".".join(str(part) for part in problem["loc"])
     param = f"cache.{field}"
     if problem["type"] == "extra_forbidden":

@@ -87,6 +87,21 @@ def test_both_servers_tell_the_same_of_a_rollout(
     assert not [key for key in left if ":blob:" in key or "clients" in key]
 
 
+def test_every_preset_can_be_asked_for_asynchronously(redis_server: RedisServer, prefix: str) -> None:
+    """Of the built-in model: what is written down is the policy that the preset stands for."""
+    with serving(models=["doom"], redis_url=redis_server.url, redis_prefix=prefix) as client:
+        presets = client.get("/v1/models/doom").json()["presets"]
+        asked = [{}, *({"cache": name} for name in ("auto", *presets))]
+        bodies = [rollout_body(model="doom", num_inference_steps=4, **cache) for cache in asked]
+        posted = [client.post("/v1/rollouts", json=body, headers=LATER).json() for body in bodies]
+        for body, answer in zip(bodies, posted, strict=True):
+            ended = finish(client, answer["id"])
+            assert ended["status"] == "succeeded", ended["error"]
+            at_once = client.post("/v1/rollouts", json=body).json()
+            for name in ("policy", "steps_full", "steps_total"):
+                assert ended["stats"][name] == at_once["stats"][name]
+
+
 def test_events_come_from_the_server_that_does_not_run_it(redis_server: RedisServer, prefix: str) -> None:
     with (
         replica(redis_server, prefix, ToyWorldModel(delay=0.01)) as one,
