@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 POLICIES = "none,worldcache,forecast:full_steps=7"
 SHORT_POLICIES = "none,worldcache,forecast:full_steps=3"
 
-SERVED = ("dtype", "max_batch", "max_active", "max_queue")
+CHOSEN = ("dtype", "max_batch", "max_active", "max_queue")
 """Settings of the server that are options of the command."""
+
+SERVED = (*CHOSEN, "max_per_client")
+"""Those that a server of its own is started with."""
 
 
 def add_loadtest(commands: Any) -> None:
@@ -120,10 +123,14 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from app.loadtest.server import read_settings
 
     short = {"max_active": 4, "max_queue": 4} if arguments.short and not arguments.url else {}
-    chosen = short | given(arguments, *SERVED) | {"models": (arguments.model,), "log_level": "warning"}
+    chosen = short | given(arguments, *CHOSEN) | {"models": (arguments.model,), "log_level": "warning"}
     if arguments.device:
         chosen["devices"] = (arguments.device,)
-    return read_settings(chosen)
+    settings = read_settings(chosen)
+    if arguments.url:
+        return settings
+    places = settings.max_active + settings.max_queue  # all of them for the one client that there is
+    return settings.model_copy(update={"max_per_client": max(places, settings.max_per_client)})
 
 
 def _measure(arguments: argparse.Namespace, settings: Settings, plan: Plan, tell: Progress) -> Findings:
@@ -132,7 +139,8 @@ def _measure(arguments: argparse.Namespace, settings: Settings, plan: Plan, tell
     from worldcache.bench.machine import machine
 
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-    places = (settings.max_active, settings.max_queue)
+    queue = min(settings.max_queue, max(0, settings.max_per_client - settings.max_active))
+    places = (settings.max_active, queue)
     about = {"machine": machine(), "max_batch": settings.max_batch, "dtype": settings.dtype}
     if arguments.url:
         target = Target(arguments.url, key, arguments.pid, *places)

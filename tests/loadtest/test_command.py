@@ -104,6 +104,7 @@ def test_the_command_starts_a_server_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", "loadtest", "--short", *options, "--output", tmp_path / "load.md"],
         cwd=ROOT,
+        env={**os.environ, "WORLDCACHE_MAX_PER_CLIENT": "5"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -112,5 +113,6 @@ def test_the_command_starts_a_server_of_its_own(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "load.json").read_text())
     assert sorted(found["backbone"]) == ["1", "2", "3", "4"]
     assert found["capacity"] == [4, 4]
+    assert "429" not in found["overload"]["statuses"]  # it is the queue that is full, not the client's share
     assert found["memory"]["samples"]
     assert "## Backbone" in (tmp_path / "load.md").read_text()
