@@ -235,6 +235,12 @@ class PolicyList(TypedDict):
     data: list[PolicyAnswer]
 
 
+class Liveness(TypedDict):
+    """Whether the process can do its work."""
+
+    status: Literal["ok", "stopped"]
+
+
 class Readiness(TypedDict):
     """Whether rollouts are accepted, and what each check says."""
 

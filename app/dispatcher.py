@@ -7,6 +7,7 @@ this process.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,6 +25,8 @@ from worldcache.engine.rollout import Priority, Rollout, RolloutRequest
 from worldcache.engine.thread import EngineThread
 from worldcache.models.base import WorldModel
 from worldcache.policies.registry import AnyPolicy
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -128,8 +131,10 @@ class InProcessJob:
 
     def _hear(self, event: RolloutEvent) -> None:
         """Runs on the engine's threads."""
-        if not self._loop.is_closed():
+        try:
             self._loop.call_soon_threadsafe(self._deliver, event)
+        except RuntimeError:  # the loop has been closed
+            logger.debug("nobody is left to hear of a rollout")
 
     def _deliver(self, event: RolloutEvent) -> None:
         if isinstance(event, RolloutStarted):
@@ -239,9 +244,9 @@ class InProcessDispatcher:
                 self._shares.learn(model.info.id, request.policy, event.stats)
 
         job = InProcessJob(lane.thread, work, chunks, ended)
-        lane.jobs.append(job)
-        self._by_client[request.client] += 1
         job.start(model, request)
+        lane.jobs.append(job)  # what it hears comes later, on this loop
+        self._by_client[request.client] += 1
         return job
 
     def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:

@@ -29,6 +29,11 @@ class Decoded:
         self._frames: Frames | None = None
         self._last: Frames = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether nobody would wait for them any more."""
+        return self._decode is None
+
     def take(self) -> Frames:
         """All frames; they can be taken once."""
         with self._lock:

@@ -9,17 +9,25 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import worldcache
-from app.answers import Readiness
+from app.answers import Liveness, Readiness
 from app.dependencies import AppServices
 
 router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
 
-@router.get("/livez")
-async def livez() -> dict[str, str]:
-    """The process is up."""
-    return {"status": "ok"}
+@router.get(
+    "/livez",
+    response_model=None,
+    responses={
+        200: {"model": Liveness},
+        503: {"model": Liveness, "description": "An engine's thread has died; start the process again."},
+    },
+)
+async def livez(services: AppServices) -> Response:
+    """Whether the process can do its work; while it loads a model, or drains, it can."""
+    alive = services.dispatcher.alive
+    return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
 
 @router.get(

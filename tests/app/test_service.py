@@ -14,6 +14,7 @@ import pytest
 
 from app.settings import Settings, check_binding
 from tests.app.conftest import rollout_body, serving
+from tests.toy import ToyWorldModel
 from worldcache.errors import InvalidInput
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,19 @@ def test_metrics_have_bounded_labels(client: httpx.Client) -> None:
     ):  # fmt: skip
         assert f"{name}_count{{" in text, name
     assert 'worldcache_model_ready{model="toy"} 1.0' in text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_process_whose_engine_has_died_says_so() -> None:
+    def die(rows: object) -> None:
+        raise SystemExit
+
+    with serving(ToyWorldModel(before_evaluate=die)) as client:
+        answer = client.post("/v1/rollouts", json=rollout_body())
+        assert answer.status_code >= 500
+        alive = client.get("/livez")
+        assert (alive.status_code, alive.json()) == (503, {"status": "stopped"})
+        assert client.get("/readyz").json()["checks"]["engine"] == "stopped"
 
 
 def test_api_keys_are_required_and_separate_their_owners() -> None:

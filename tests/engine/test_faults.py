@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +19,10 @@ from tests.engine.listening import Listener, finish, request, submit
 from tests.toy import ToyWorldModel
 from worldcache.core import ChunkFinished, Frames
 from worldcache.engine.decode import DecodeThread
-from worldcache.engine.engine import Engine, Limits, Tick
+from worldcache.engine.engine import GOOD_CALLS, Engine, Limits, Tick
 from worldcache.engine.rollout import Rollout, RolloutRequest
 from worldcache.engine.thread import EngineThread
-from worldcache.errors import DeadlineExceeded, OutOfMemory
+from worldcache.errors import DeadlineExceeded, OutOfMemory, WorldCacheError
 from worldcache.models.base import Row
 from worldcache.policies.registry import make_policy
 
@@ -126,6 +128,107 @@ class SlowToDecode(ToyWorldModel):
         return super().decode(latent)
 
 
+@pytest.mark.parametrize("broken", ["batch_key", "latent_shape", "tokens"])
+def test_a_model_that_cannot_say_what_a_rollout_needs_fails_it_alone(broken: str) -> None:
+    def refuse(*args: object) -> object:
+        raise RuntimeError("a bug")
+
+    engine, good, bad = Engine(Limits(max_bytes=10**9)), ToyWorldModel(), ToyWorldModel()
+    setattr(bad, broken, refuse)
+    ((_, fine),) = submit(engine, good, request(frames=4))
+    ((_, failed),) = submit(engine, bad, request(frames=4))
+    while not engine.idle:
+        engine.tick()
+    assert (fine.end.status, failed.end.status) == ("succeeded", "failed")
+
+
+def test_a_model_that_returns_too_few_rows_fails_what_it_evaluated() -> None:
+    class Forgetful(ToyWorldModel):
+        def evaluate(self, rows: Sequence[Row]) -> Tensor:
+            return super().evaluate(rows)[:-1] if rows[0].condition[0] == 3 else super().evaluate(rows)
+
+    engine, model, other = Engine(), Forgetful(), ToyWorldModel()
+    other.info = replace(other.info, id="other")
+    pairs = submit(engine, model, request(frames=4, action=3), request(frames=4))
+    pairs += submit(engine, other, request(frames=4))
+    while not engine.idle:
+        engine.tick()
+    assert [listener.end.status for _, listener in pairs] == ["failed", "succeeded", "succeeded"]
+
+
+def test_nobody_notices_an_observer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(tick: Tick) -> None:
+        raise RuntimeError("nothing can be written down")
+
+    (listener,) = finish(Engine(observer=fail), ToyWorldModel(), request())
+    assert listener.end.status == "succeeded"
+    assert "nothing can be written down" in caplog.text
+
+
+def test_a_listener_that_fails_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: object) -> None:
+        raise RuntimeError("nobody listens")
+
+    with threaded() as thread:
+        model, listener = ToyWorldModel(), Listener()
+        thread.submit(model, request(frames=4), fail)
+        thread.submit(model, request(frames=4), listener)
+        assert listener.ended.wait(20) and thread.alive
+    assert listener.end.status == "succeeded"
+    assert "nobody listens" in caplog.text
+
+
+def test_an_error_keeps_no_memory_of_where_it_was_raised(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "worldcache.engine.engine")  # the test's own log keeps tracebacks
+    kept: list[weakref.ref[Tensor]] = []
+
+    def refuse(rows: Sequence[Row]) -> None:
+        activations = torch.zeros(8)
+        kept.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        (listener,) = finish(Engine(), ToyWorldModel(before_evaluate=refuse), request())
+        assert isinstance(listener.end.error, OutOfMemory)
+        assert listener.end.error.__cause__ is not None
+        assert [reference() for reference in kept] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_batch_that_was_halved_grows_again() -> None:
+    most = [2]
+
+    def refuse(rows: Sequence[Row]) -> None:
+        if len(rows) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine, model = Engine(Limits(max_batch=4)), ToyWorldModel(before_evaluate=refuse)
+    submit(engine, model, *(request(frames=4000, steps=50) for _ in range(4)))
+    engine.tick()
+    assert model.batches == [4, 2, 2]
+    most[0] = 4
+    for _ in range(GOOD_CALLS):
+        engine.tick()
+    assert set(model.batches[3 : GOOD_CALLS + 1]) == {2} and model.batches[-1] == 4
+
+
+def test_a_closed_thread_takes_no_more_and_has_answered_all() -> None:
+    decoder = DecodeThread(CPU)
+    thread = EngineThread(Engine(later=decoder.submit), decoder)
+    thread.start()
+    model, listener = ToyWorldModel(delay=0.05), Listener()
+    thread.submit(model, request(frames=4000), listener)
+    answers = [thread.call(lambda: 1) for _ in range(20)]
+    thread.close(20)
+    assert [answer.result(0) for answer in answers] == [1] * 20
+    assert listener.ended.is_set() and listener.end.status == "cancelled"
+    assert not thread.alive and not decoder.alive
+    with pytest.raises(WorldCacheError, match="closed"):
+        thread.call(lambda: 1)
+
+
 def test_decoding_does_not_hold_up_the_next_ticks() -> None:
     with threaded() as thread:
         model, listener = SlowToDecode(), Listener()
@@ -144,7 +247,7 @@ def test_a_cancelled_rollout_hands_out_nothing_more() -> None:
     with threaded() as thread:
         model, listener = SlowToDecode(), Listener()
         rollout = thread.submit(model, request(frames=400, steps=2), listener)
-        while len(model.batches) < 10:
+        while len(model.batches) < 6:
             time.sleep(0.005)
         assert thread.cancel(rollout).result(10)
         model.may_decode.set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
 
 from tests.engine.listening import Listener, finish, request, submit
 from tests.toy import ToyWorldModel
 from worldcache.core import RolloutStarted
-from worldcache.engine.engine import Engine, Limits, Tick
+from worldcache.engine.engine import ADMISSION_SECONDS, Engine, Limits, Tick
 from worldcache.engine.line import WaitingLine
 from worldcache.engine.rollout import Priority, Rollout
 from worldcache.models.base import Row
@@ -20,7 +23,7 @@ def rollout(client: str, priority: Priority = Priority.STANDARD) -> Rollout:
 def served(line: WaitingLine) -> list[Rollout]:
     order = []
     while (first := line.next()) is not None:
-        assert line.remove(first)
+        line.take(first)
         order.append(first)
     return order
 
@@ -55,6 +58,15 @@ def test_one_that_leaves_the_middle_costs_its_client_no_turn() -> None:
     assert served(line) == [a1, b1]
 
 
+def test_one_that_gives_up_while_first_costs_its_client_no_turn() -> None:
+    line = WaitingLine()
+    a1, a2, b1 = rollout("a"), rollout("a"), rollout("b")
+    for one in (a1, a2, b1):
+        line.add(one)
+    assert line.remove(a1)
+    assert served(line) == [a2, b1]
+
+
 def test_a_flood_of_one_client_does_not_hold_up_another() -> None:
     engine, model = Engine(Limits(max_active=1)), ToyWorldModel()
     flood = submit(engine, model, *(request(frames=4, steps=2, client="a") for _ in range(10)))
@@ -72,6 +84,54 @@ def test_urgent_rows_come_first_when_a_batch_is_too_small_for_all() -> None:
         engine.tick()
     assert urgent.ended.is_set()
     assert not any(listener.ended.is_set() for _, listener in slow)
+
+
+def test_no_kind_and_nobody_waits_for_ever_behind_the_urgent() -> None:
+    engine, model, other = Engine(Limits(max_batch=2)), ToyWorldModel(), ToyWorldModel()
+    other.info = replace(other.info, id="other")
+    urgent = Priority.INTERACTIVE
+    submit(engine, model, *(request(frames=400, steps=50, priority=urgent) for _ in range(2)))
+    ((_, patient),) = submit(engine, model, request(frames=4, steps=5))
+    ((_, different),) = submit(engine, other, request(frames=4, steps=5, priority=urgent))
+    for _ in range(30):
+        engine.tick()
+    assert patient.ended.is_set() and different.ended.is_set()
+
+
+def test_the_urgent_do_not_wait_for_a_place_of_others() -> None:
+    engine, model = Engine(Limits(max_active=2)), ToyWorldModel()
+    submit(engine, model, *(request(frames=400, steps=50) for _ in range(3)))
+    engine.tick()
+    ((_, urgent),) = submit(engine, model, request(frames=4, steps=3, priority=Priority.INTERACTIVE))
+    for _ in range(3):
+        engine.tick()
+    assert urgent.ended.is_set()
+    assert model.batches == [2, 3, 3, 3]
+
+
+def test_one_idle_rollout_runs_at_a_time() -> None:
+    engine, model = Engine(), ToyWorldModel()
+    submit(engine, model, *(request(frames=4, steps=3, priority=Priority.IDLE) for _ in range(3)))
+    while not engine.idle:
+        engine.tick()
+    assert model.batches == [1] * 9
+
+
+def test_a_slow_beginning_does_not_hold_up_the_steps_of_others() -> None:
+    class SlowToBegin(ToyWorldModel):
+        begun = 0
+
+        def begin(self, *args: Any) -> Any:
+            self.begun += 1
+            time.sleep(2 * ADMISSION_SECONDS)
+            return super().begin(*args)
+
+    engine, model = Engine(), SlowToBegin()
+    submit(engine, model, *(request(frames=4, steps=8) for _ in range(3)))
+    for begun in (1, 2, 3, 3):
+        engine.tick()
+        assert model.begun == begun
+    assert model.batches == [1, 2, 3, 3]
 
 
 def test_idle_rollouts_are_computed_only_when_nothing_else_is() -> None:

@@ -65,7 +65,7 @@ def measure_chunk(model: WorldModel, request: RolloutRequest) -> ChunkCost:
         torch.cuda.reset_peak_memory_stats(model.device)
     rollout = Rollout(model, request, listen)
     began = _now(model.device)
-    rollout.start(jobs.append)
+    rollout.start(lambda job, priority: jobs.append(job))
     prepared = _now(model.device)
     full_steps = []
     while not rollout.done:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -14,22 +18,34 @@ from worldcache.engine.parallel import settle_num_threads
 
 Job: TypeAlias = Callable[[], None]
 
-DEPTH = 16
-"""Jobs that may wait; whoever adds one more waits with them, so that latents do not pile up."""
+Later: TypeAlias = Callable[[Job, int], None]
+"""Runs a job some time, those of a lower number first, and equal ones in the order they come."""
+
+logger = logging.getLogger(__name__)
 
 
-def run_now(job: Job) -> None:
+def run_now(job: Job, priority: int = 0) -> None:
     """In place of a thread of its own, where nothing else runs anyway."""
     job()
 
 
+@dataclass(order=True)
+class _Entry:
+    """A job in its place in the line; without one the line ends."""
+
+    priority: float
+    number: int
+    job: Job | None = field(default=None, compare=False)
+    ready: torch.cuda.Event | None = field(default=None, compare=False)
+
+
 class DecodeThread:
-    """Runs jobs one after the other, in the order they came. On CUDA it has a stream of its own.
+    """Runs jobs one after the other, urgent ones first. On CUDA it has a stream of its own.
 
     Its parallel operations are not: a second pool of workers on the same cores would make every operation of
     the engine's many times slower, as threads that outnumber the cores have to be woken each time.
 
-    A job must not raise, and must have brought its results to the host when it returns.
+    A job must have brought its results to the host when it returns.
 
     Args:
         device: of the tensors that the jobs read.
@@ -38,7 +54,8 @@ class DecodeThread:
 
     def __init__(self, device: torch.device, name: str = "decode") -> None:
         self._device = device
-        self._jobs: queue.Queue[tuple[Job, torch.cuda.Event | None] | None] = queue.Queue(DEPTH)
+        self._jobs: queue.PriorityQueue[_Entry] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._settled = threading.Event()
 
@@ -46,18 +63,30 @@ class DecodeThread:
         self._thread.start()
         self._settled.wait()
 
-    def submit(self, job: Job) -> None:
-        """Run ``job`` after all work that the caller has given to the device so far."""
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, job: Job, priority: int = 0) -> None:
+        """Run ``job`` after all work that the caller has given to the device so far.
+
+        Args:
+            job: what to run.
+            priority: jobs of a lower number go first, equal ones in the order they come.
+        """
         ready = None
         if self._device.type == "cuda":
-            ready = torch.cuda.Event()
-            ready.record(torch.cuda.current_stream(self._device))
-        self._jobs.put((job, ready))
+            try:
+                ready = torch.cuda.Event()
+                ready.record(torch.cuda.current_stream(self._device))
+            except Exception:
+                logger.exception("the device cannot be waited for")  # which the job will find out, too
+        self._jobs.put(_Entry(priority, next(self._numbers), job, ready))
 
     def close(self, timeout: float | None = None) -> None:
         """Stop once every job has run; to be called after the last :meth:`submit`."""
         if self._thread.is_alive():
-            self._jobs.put(None)
+            self._jobs.put(_Entry(math.inf, next(self._numbers)))
             self._thread.join(timeout)
 
     @torch.inference_mode()
@@ -65,12 +94,14 @@ class DecodeThread:
         settle_num_threads(1)
         self._settled.set()
         with self._own_stream():
-            while (entry := self._jobs.get()) is not None:
-                job, ready = entry
-                if ready is not None:
-                    ready.wait(torch.cuda.current_stream(self._device))
-                job()
-                del entry, job, ready  # what a job refers to must not outlive it here
+            while (job := (entry := self._jobs.get()).job) is not None:
+                try:
+                    if entry.ready is not None:
+                        entry.ready.wait(torch.cuda.current_stream(self._device))
+                    job()
+                except Exception:
+                    logger.exception("what should have run beside the engine failed")
+                del entry, job  # what a job refers to must not outlive it here
 
     def _own_stream(self) -> AbstractContextManager[object]:
         if self._device.type != "cuda":

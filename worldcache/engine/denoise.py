@@ -20,7 +20,7 @@ from worldcache.engine.latent import Latent
 from worldcache.engine.measure import PredictionErrors
 from worldcache.errors import RolloutFailed
 from worldcache.models.base import ChunkTask, Row, TokenView, WorldModel
-from worldcache.policies.base import Schedule, StepInput
+from worldcache.policies.base import History, PolicyState, Schedule, StepInput
 from worldcache.policies.planned import PlannedPolicy
 
 
@@ -57,7 +57,11 @@ class ChunkDenoiser:
         self._decisions: list[str] = []
         self._drift: list[float | None] = []
         self._output: Tensor | None = None
-        assert self._must_compute(), "there is nothing yet to predict from"
+        try:
+            assert self._must_compute(), "there is nothing yet to predict from"
+        except Exception:
+            self.close()
+            raise
 
     @property
     def frames(self) -> int:
@@ -110,12 +114,13 @@ class ChunkDenoiser:
         deltas, steady = self._sampler.deltas, len(set(self._guidance)) == 1
         if deltas is not None and steady and isinstance(self.policy, PlannedPolicy):
             self._run_planned_streak(self.policy, deltas, output)
-            return
-        self._move(output)
-        self._count_step("F")
-        while not self._must_compute():
-            self._move(self.policy.predict(self._state, self.step, self._inputs))
-            self._count_step(".")
+        else:
+            self._run_streak(output)
+        if self.done:  # what follows needs none of the outputs, and may have to wait
+            kept = self._state
+            self._state = PolicyState(
+                kept.schedule, History(0), token_class=kept.token_class, fallbacks=kept.fallbacks
+            )
 
     def stats(self, index: int) -> ChunkStats:
         """How the chunk went; reads the device for token classes and prediction errors."""
@@ -147,6 +152,14 @@ class ChunkDenoiser:
     def _guided(self) -> bool:
         return self.task.guidance_scale != 1.0
 
+    def _run_streak(self, output: Tensor) -> None:
+        """Move the latent step by step, with the FULL output and with predictions."""
+        self._move(output)
+        self._count_step("F")
+        while not self._must_compute():
+            self._move(self.policy.predict(self._state, self.step, self._inputs))
+            self._count_step(".")
+
     def _run_planned_streak(
         self, policy: PlannedPolicy[Any, Any], deltas: Sequence[float], output: Tensor
     ) -> None:
@@ -170,7 +183,7 @@ class ChunkDenoiser:
     def _must_compute(self) -> bool:
         """Whether there is no step left, or the current one is FULL."""
         if self.done:
-            self.close()
+            self._inputs = StepInput()
             return True
         self._inputs = StepInput(self._latent_tokens, self._modulated_input)
         return self.policy.should_compute(self._state, self.step, self._inputs)

@@ -41,16 +41,20 @@ class WaitingLine:
                 return rollouts[0]
         return None
 
+    def take(self, rollout: Rollout) -> None:
+        """Take a rollout whose turn it is out of the line, its client to the end of the round."""
+        self.remove(rollout)
+        clients = self._clients[rollout.request.priority]
+        if rollout.request.client in clients:
+            clients.move_to_end(rollout.request.client)
+
     def remove(self, rollout: Rollout) -> bool:
-        """Take a rollout out of the line, its client to the end of the round; False if it is not there."""
+        """Take a rollout out of the line that gives up; its client's turn stays. False if it is not there."""
         clients = self._clients[rollout.request.priority]
         rollouts = clients.get(rollout.request.client, deque())
         if rollout not in rollouts:
             return False
-        was_first = rollouts[0] is rollout
         rollouts.remove(rollout)
         if not rollouts:
             del clients[rollout.request.client]
-        elif was_first:
-            clients.move_to_end(rollout.request.client)
         return True

@@ -20,6 +20,9 @@ from worldcache.models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
+STALL_SECONDS = 0.005
+"""How often it is looked whether frames have been decoded that every rollout waits for."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -37,7 +40,7 @@ class EngineThread:
         self._num_threads, self._settled = torch.get_num_threads(), threading.Event()
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._closed = threading.Event()
+        self._closed, self._lock = False, threading.Lock()
 
     def start(self) -> None:
         if self._decoder is not None:
@@ -63,10 +66,8 @@ class EngineThread:
         """Run ``function`` on the engine's thread between two ticks (loading and warming models too).
 
         Raises:
-            WorldCacheError: the thread has been closed.
+            WorldCacheError: the thread has been closed, or has died.
         """
-        if self._closed.is_set():
-            raise WorldCacheError("the engine has been closed; start a new one")
         future: Future[ResultT] = Future()
 
         def run() -> None:
@@ -77,44 +78,58 @@ class EngineThread:
             except Exception as error:
                 future.set_exception(error)
 
-        self._inbox.put(run)
+        with self._lock:  # whatever is put here is read: nothing comes behind the end
+            if self._closed or (self._thread.ident is not None and not self._thread.is_alive()):
+                raise WorldCacheError("the engine has been closed; start a new one")
+            self._inbox.put(run)
         return future
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and (self._decoder is None or self._decoder.alive)
 
     def close(self, timeout: float | None = None) -> None:
         """Stop after the backbone call in flight; rollouts that still run end as cancelled."""
-        self._closed.set()
-        self._inbox.put(None)
+        with self._lock:
+            self._closed = True
+            self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
-        if self._decoder is not None:
-            self._decoder.close(timeout)
 
     def _run(self) -> None:
-        settle_num_threads(self._num_threads)
-        self._engine.host_threads = quicker_num_threads(self._num_threads)
-        logger.info("the host computes with %d threads between calls", self._engine.host_threads)
-        self._settled.set()
+        try:
+            settle_num_threads(self._num_threads)
+            self._engine.host_threads = quicker_num_threads(self._num_threads)
+            logger.info("the host computes with %d threads between calls", self._engine.host_threads)
+        finally:
+            self._settled.set()
+        try:
+            self._drive()
+        finally:
+            self._engine.cancel_all()
+            if self._decoder is not None:
+                self._decoder.close()
+
+    def _drive(self) -> None:
         while self._serve_inbox():
             try:
                 self._engine.tick()
             except Exception as error:
                 logger.exception("the engine's tick failed; every rollout ends, the engine goes on")
                 self._engine.abort(error)
-        self._engine.cancel_all()
 
     def _serve_inbox(self) -> bool:
         """Run what others asked for, waiting for it while there is nothing to compute; False to stop."""
-        wait = self._engine.idle
         while True:
             try:
-                message = self._inbox.get(block=wait)
+                message = self._inbox.get(self._engine.idle or self._engine.stalled, self._patience)
             except queue.Empty:
                 return True
             if message is None:
                 return False
             message()
-            wait = self._engine.idle
+            del message  # what it refers to must not outlive it here
+
+    @property
+    def _patience(self) -> float | None:
+        return STALL_SECONDS if self._engine.stalled else None

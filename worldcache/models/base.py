@@ -132,11 +132,14 @@ class WorldModel(ABC):
 
     Attributes:
         offers_modulated_input: whether :meth:`modulated_input` is implemented.
+        goes_on_from_frames: whether :meth:`condition` looks at the frames of the chunk before. A rollout
+            then waits for them between two chunks, while the engine goes on with the others.
     """
 
     info: ModelInfo
     device: torch.device
     offers_modulated_input: ClassVar[bool] = False
+    goes_on_from_frames: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, observation: Observation, conditioning: Conditioning = UNCONDITIONED) -> Any:
@@ -228,7 +231,8 @@ class WorldModel(ABC):
         """The context of the chunk after this one; ``context`` itself stays as it is.
 
         What only a next chunk needs is better left to its :meth:`condition`: ``decoded`` is the frames of
-        ``latent``, and whoever asks for its last one here waits until all of them are decoded.
+        ``latent``, and whoever asks for its last one here waits until all of them are decoded. See
+        :attr:`goes_on_from_frames`.
         """
 
     def export_context(self, context: Any) -> dict[str, NDArray[Any]]:

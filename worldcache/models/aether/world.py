@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class AetherWorldModel(WorldModel):
         offload: keep the VAE on the host while it does not work.
         tiled: whether the VAE works on tiles; if ``None``, on large frames only.
     """
+
+    goes_on_from_frames: ClassVar[bool] = True
 
     def __init__(
         self,

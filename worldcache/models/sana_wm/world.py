@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class SanaWMWorldModel(WorldModel):
     Raises:
         InvalidInput: the device cannot compute in the dtype.
     """
+
+    goes_on_from_frames: ClassVar[bool] = True
 
     def __init__(
         self, parts: Parts, *, device: torch.device, dtype: torch.dtype, offload: bool = False

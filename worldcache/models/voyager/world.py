@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class VoyagerWorldModel(WorldModel):
         parts: its networks and what else the folder has, on ``device``.
         device, dtype: of the networks. Latents stay float32.
     """
+
+    goes_on_from_frames: ClassVar[bool] = True
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self._dtype, self._parts = device, dtype, parts
