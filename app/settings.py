@@ -101,7 +101,12 @@ class Settings(BaseSettings):
     )
 
     max_batch: int = Field(8, ge=2, description="Most backbone rows in one call; a guided rollout needs two.")
-    max_active: int = Field(16, ge=1, description="Most rollouts that are computed at the same time.")
+    max_active: int = Field(
+        16,
+        ge=1,
+        description="Most rollouts that are computed at the same time; an urgent one does not wait for those "
+        "that are less so.",
+    )
     rollout_memory_bytes: int = Field(
         0,
         ge=0,

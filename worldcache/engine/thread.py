@@ -105,8 +105,11 @@ class EngineThread:
             self._settled.set()
         try:
             self._drive()
-        finally:
             self._engine.cancel_all()
+        except BaseException:
+            self._engine.abort(WorldCacheError("the engine has stopped; the server has to be started again"))
+            raise
+        finally:
             if self._decoder is not None:
                 self._decoder.close()
 
