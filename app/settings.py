@@ -1,6 +1,6 @@
 """The service's settings, from arguments or from environment variables named ``WORLDCACHE_<SETTING>``.
 
-Nothing else in the project reads the environment.
+Nothing else in ``app`` and ``worldcache`` reads the environment.
 """
 
 from __future__ import annotations
