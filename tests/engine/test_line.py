@@ -123,7 +123,7 @@ def test_a_slow_beginning_does_not_hold_up_the_steps_of_others() -> None:
 
         def begin(self, *args: Any) -> Any:
             self.begun += 1
-            time.sleep(2 * ADMISSION_SECONDS)
+            time.sleep(1.2 * ADMISSION_SECONDS)
             return super().begin(*args)
 
     engine, model = Engine(), SlowToBegin()

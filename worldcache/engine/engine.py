@@ -28,8 +28,8 @@ from worldcache.models.base import Row
 
 logger = logging.getLogger(__name__)
 
-ADMISSION_SECONDS = 0.02
-"""Once the admissions of a tick have taken so long, those who wait for their step go first."""
+ADMISSION_SECONDS = 0.1
+"""Once the admissions of a tick have taken so long, or as long as a call, the next step goes first."""
 
 GOOD_CALLS = 100
 """Calls without a shortage of memory after which a batch that was halved may be twice as large again."""
@@ -120,6 +120,7 @@ class Engine:
         self._leaving: WeakSet[Rollout] = WeakSet()
         self._caps: dict[Hashable, _Cap] = {}
         self._calls: list[tuple[int, Stopwatch]] = []
+        self._call_seconds = 0.0
 
     def submit(self, rollout: Rollout) -> None:
         """Queue a rollout; it starts at one of the next ticks."""
@@ -174,8 +175,8 @@ class Engine:
                 self.cancel(rollout, rollout.late_error())
 
     def _admit(self) -> None:
-        """Start waiting rollouts while there is room, for as long as others can wait for their step."""
-        began = time.perf_counter()
+        """Start waiting rollouts while there is room, for no longer than others wait for a call anyway."""
+        end = time.perf_counter() + max(ADMISSION_SECONDS, self._call_seconds)
         while (rollout := self._waiting.next()) is not None:
             with self._alone(rollout):
                 if not self._has_room(rollout):
@@ -183,7 +184,7 @@ class Engine:
                 self._waiting.take(rollout)
                 self._active.append(rollout)
                 rollout.start(self._later)
-            if time.perf_counter() - began > ADMISSION_SECONDS:
+            if time.perf_counter() > end:
                 return
 
     def _has_room(self, rollout: Rollout) -> bool:
@@ -295,6 +296,7 @@ class Engine:
             self._caps.clear()
         if not calls:
             return
+        self._call_seconds = max(taken for _, taken in calls)
         try:
             self._observer(Tick(model, calls, seconds))
         except Exception:

@@ -102,7 +102,7 @@ def test_negative_prompts_count_only_under_guidance(reader: SanaWMWorldModel) ->
         finish(Engine(), reader, request(), request(conditioning=rain))
         finish(Engine(), reader, request(guidance=5.0), request(guidance=5.0, conditioning=rain))
     plain, other, guided, rainy = latents
-    torch.testing.assert_close(plain, other, rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain, other, rtol=0, atol=1e-5)
     assert (guided - rainy).abs().max() > 1e-4
 
 

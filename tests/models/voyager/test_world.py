@@ -81,7 +81,7 @@ def test_rollouts_share_batches_and_stay_themselves(model: VoyagerWorldModel) ->
     ]
     ticks: list[Tick] = []
     together = finish(Engine(observer=ticks.append), model, *mix)
-    assert ticks[0].rows == 5
+    assert max(tick.rows for tick in ticks) == 5
     for one, listener in zip(mix, together, strict=True):
         (alone,) = finish(Engine(), model, one)
         assert_same(alone, listener)
