@@ -15,7 +15,7 @@ import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 
-from app.dispatcher import Dispatcher
+from app.dispatcher import UNCACHED, Dispatcher
 from app.errors import ApiError, NotFound
 from app.media import from_npz
 from app.metrics import Metrics
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 SAFETY = ("fast", "balanced", "quality", "none")
 """Names of presets, the safest last."""
-
-UNCACHED = "none"
-"""The policy that audits compare with; it is the name of a preset as well."""
 
 MAX_PENDING = 2
 """Most audits that run or wait at a time; each holds a rollout's frames."""
@@ -156,7 +153,7 @@ class Auditor:
             request: as it was run.
             preset: that it was run with; ``None`` for a policy that the client spelt out.
         """
-        if record.status != "succeeded" or request.policy.name == UNCACHED or request.state is not None:
+        if record.status != "succeeded" or record.policy == UNCACHED or request.state is not None:
             return
         if not is_sampled(record.id, self._share):
             return

@@ -42,7 +42,10 @@ class DeadlinePlanner:
         """
         seconds = (deadline - time.monotonic()) * (1 - self._margin)
         if not choose:
-            self._check(model, request, seconds, self._dispatcher.full_steps(model, request))
+            full_steps = self._dispatcher.full_steps(model, request)
+            if not self._dispatcher.knows(model, request):  # it may be quick: only trying can tell
+                full_steps = min(self._fewest, request.num_inference_steps)
+            self._check(model, request, seconds, full_steps)
             return replace(request, deadline=deadline)
         steps = request.num_inference_steps
         budgets = range(min(self._fewest, steps), steps + 1)
@@ -54,7 +57,10 @@ class DeadlinePlanner:
         best = budgets[max(0, bisect_right(budgets, seconds, key=expect) - 1)]
         expected = self._dispatcher.expect(model, request, best)
         chunks = model.info.chunks(len(request.actions))
-        call_seconds = None if expected is None else expected / (chunks * best)
+        in_line = self._dispatcher.expect(model, request, 0)
+        call_seconds = None
+        if expected is not None and in_line is not None:  # the time in the line will have passed by then
+            call_seconds = max(0.0, expected - in_line) / (chunks * best)
         pace = Pacer(steps, budgets[0], call_seconds, self._margin)
         return replace(request, policy=budget_policy(best, steps), deadline=deadline, pace=pace)
 

@@ -28,6 +28,9 @@ from worldcache.policies.registry import AnyPolicy
 
 logger = logging.getLogger(__name__)
 
+UNCACHED = "none"
+"""The policy that computes every step."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -68,6 +71,9 @@ class Dispatcher(Protocol):
     def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
         """FULL steps a chunk that the request's policy is expected to take; all of them if unknown."""
 
+    def knows(self, model: WorldModel, request: RolloutRequest) -> bool:
+        """Whether that follows from the policy, or from a rollout that took it."""
+
 
 class FullShares:
     """Share of FULL steps by model and policy, as finished rollouts had it.
@@ -88,9 +94,9 @@ class FullShares:
         if len(self._shares) > self._most:
             self._shares.popitem(last=False)
 
-    def get(self, model: str, policy: AnyPolicy) -> float:
-        """The latest share; 1 if none is known."""
-        return self._shares.get(_key(model, policy), 1.0)
+    def get(self, model: str, policy: AnyPolicy) -> float | None:
+        """The latest share, if any is known."""
+        return self._shares.get(_key(model, policy))
 
 
 def _key(model: str, policy: AnyPolicy) -> tuple[str, str, str]:
@@ -179,6 +185,21 @@ class _Lane:
             job.work for job in self.jobs if job.started == started and job.request.priority < Priority.IDLE
         ]
 
+    def line_with(self, request: RolloutRequest, work: Work) -> tuple[list[Work], int]:
+        """What waits, in the order in which it will be served, with one more request; and that one's place.
+
+        The urgent go first, and among equals clients take turns, as in the engine's line.
+        """
+        waiting = [(job.request, job.work) for job in self.jobs if not job.started]
+        waiting = [pair for pair in waiting if pair[0].priority < Priority.IDLE] + [(request, work)]
+        turns: Counter[tuple[Priority, str]] = Counter()
+        order: list[tuple[Priority, int, int]] = []
+        for number, (one, _) in enumerate(waiting):
+            order.append((one.priority, turns[one.priority, one.client], number))
+            turns[one.priority, one.client] += 1
+        numbers = [number for _, _, number in sorted(order)]
+        return [waiting[number][1] for number in numbers], numbers.index(len(waiting) - 1)
+
 
 class InProcessDispatcher:
     """Runs rollouts on the engine threads of this process, one for each device.
@@ -252,16 +273,23 @@ class InProcessDispatcher:
     def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:
         lane = self._lanes[str(model.device)]
         mine = _work(model, request, model.info.chunks(len(request.actions)) * full_steps)
-        waiting = [*lane.works(started=False), mine]
-        ends = lane.cost.end_times(lane.works(started=True), waiting, self._limits)
-        return None if ends is None else ends[-1]
+        running = lane.works(started=True)
+        line, place = lane.line_with(request, mine)
+        ends = lane.cost.end_times(running, line, self._limits)
+        return None if ends is None else ends[len(running) + place]
 
     def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
         steps = request.num_inference_steps
         budget = getattr(request.policy.config, "full_steps", None)
         if budget is not None:
             return float(min(budget, steps))
-        return steps * self._shares.get(model.info.id, request.policy)
+        share = self._shares.get(model.info.id, request.policy)
+        return steps * (1.0 if share is None else share)
+
+    def knows(self, model: WorldModel, request: RolloutRequest) -> bool:
+        policy = request.policy
+        by_itself = policy.name == UNCACHED or getattr(policy.config, "full_steps", None) is not None
+        return by_itself or self._shares.get(model.info.id, policy) is not None
 
     def close(self, timeout: float) -> None:
         """Stop the threads; blocks for as long as the backbone calls in flight, so not on the event loop."""

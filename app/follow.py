@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,15 @@ from app.media import to_npz
 from app.metrics import Metrics
 from app.store import NPZ, Checkpoint, LeaseLost, RolloutRecord, Store
 from app.tracing import Tracing
-from worldcache.core import ChunkFinished, RolloutEnded, RolloutEvent, RolloutStarted, RolloutStats
+from worldcache.core import (
+    ChunkFinished,
+    ChunkStats,
+    RolloutEnded,
+    RolloutEvent,
+    RolloutStarted,
+    RolloutStats,
+)
+from worldcache.engine.pace import describe_budgets
 from worldcache.errors import InvalidInput, WorldCacheError
 
 logger = logging.getLogger(__name__)
@@ -124,6 +133,8 @@ class Follower:
             return error
         count = len(next(iter(event.frames.values())))
         stats = event.stats if index == event.stats.index else replace(event.stats, index=index)
+        if live.paced:
+            _tell_budgets(record, [*record.chunks, stats])
         record.chunks.append(stats)
         record.chunk_ends.append(record.frames_done + count)
         if record.first_frame_seconds is None:
@@ -181,14 +192,21 @@ class Follower:
         await self._store.put_artifact(record.id, NPZ, data, replacing=names)
 
 
+def _tell_budgets(record: RolloutRecord, chunks: Sequence[ChunkStats]) -> None:
+    """Say what the deadline has made of the policy so far."""
+    full_steps = [chunk.decisions.count("F") for chunk in chunks]
+    record.chosen = describe_budgets(full_steps, len(chunks[0].decisions))
+    record.policy = record.chosen.partition(",")[0]
+
+
 def _whole_stats(live: LiveRollout, stats: RolloutStats) -> RolloutStats:
     """What a rollout took from its acceptance on; of several processes' arithmetic, the last one's."""
+    record = live.record
+    stats = replace(stats, policy=record.policy)
     if live.waited is None:
         return stats
-    record = live.record
     return replace(
         stats,
-        policy=record.policy,
         chunks=tuple(record.chunks),
         queue_seconds=record.queue_seconds,
         first_frame_seconds=record.first_frame_seconds,

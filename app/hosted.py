@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class HostedModel:
         entry: what is known of it before it is loaded.
         info: what it says about itself; kept after it was unloaded.
         reason: why it failed.
+        failed_at: when, by ``time.monotonic()``.
         memory_bytes: of its weights while they are loaded; expected until it was loaded once.
         held_bytes: of its weights on the device now, from just before loading until it is unloaded.
         load_seconds: how long loading took the last time.
@@ -34,6 +36,7 @@ class HostedModel:
     model: WorldModel | None = None
     info: ModelInfo | None = None
     reason: str | None = None
+    failed_at: float = 0.0
     held_bytes: int = 0
     load_seconds: float | None = None
     leases: int = 0
@@ -66,6 +69,12 @@ class HostedModel:
         One that was unloaded since is loaded when it is asked for: the server is still ready.
         """
         return self.status == "warm" or not (self.awaited or (self.entry.preload and self.status == "failed"))
+
+    def seconds_until_retry(self, pause: float) -> int:
+        """How long a model that failed is left alone, of ``pause`` seconds; 0 for one that may be loaded."""
+        if self.status != "failed":
+            return 0
+        return max(0, math.ceil(self.failed_at + pause - time.monotonic()))
 
     @property
     def expected_seconds(self) -> float | None:

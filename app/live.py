@@ -23,6 +23,7 @@ class LiveRollout:
         task: follows the job's events.
         waiters: clients that wait for the end.
         detached: it was asked for asynchronously, so it goes on although nobody waits.
+        paced: its deadline chooses the policy, chunk by chunk.
         waited: seconds from its acceptance until it was handed to this process's dispatcher; ``None`` if that
             was at once.
         first_chunk: index in the record of the first chunk that the job computes.
@@ -36,6 +37,7 @@ class LiveRollout:
     task: asyncio.Task[None] = field(init=False)
     waiters: int = 0
     detached: bool = False
+    paced: bool = False
     waited: float | None = None
     first_chunk: int = 0
     export: Export | None = None

@@ -89,6 +89,7 @@ def create_app(
         metrics=metrics,
         memory_limit=settings.model_memory_bytes,
         wait_seconds=settings.model_wait_seconds,
+        most_waiters=settings.max_active + settings.max_queue,
     )
     files = FileArtifacts(Path(settings.artifact_dir)) if settings.artifact_dir else None
     redis = RedisBackend(settings, metrics, files, keys.concurrency) if settings.redis_url else None

@@ -53,6 +53,7 @@ class ModelHost:
         entries: the models.
         memory_limit: most bytes of weights on one device; 0 for no limit.
         wait_seconds: how long a request waits for its model to be loaded.
+        most_waiters: requests that may wait for a model at the same time.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class ModelHost:
         metrics: Metrics,
         memory_limit: int,
         wait_seconds: float,
+        most_waiters: int,
     ) -> None:
         self._dispatcher, self._metrics = dispatcher, metrics
-        self._limit, self._wait_seconds = memory_limit, wait_seconds
+        self._limit, self._wait_seconds, self._most_waiters = memory_limit, wait_seconds, most_waiters
         self._models = {entry.id: HostedModel(entry) for entry in entries}
         self._changed = asyncio.Event()
         for name in self._models:
@@ -121,6 +123,11 @@ class ModelHost:
             message = f"model {model_id!r} has not been loaded yet; load it and try again"
             raise Unavailable("model_cold", message, retry_after=UNKNOWN_RETRY_SECONDS)
         return info
+
+    def known_info(self, model_id: str) -> ModelInfo | None:
+        """The same; ``None`` for a model that is no longer this server's or has not been loaded yet."""
+        hosted = self._models.get(model_id)
+        return None if hosted is None else hosted.info
 
     def load(self, model_id: str) -> HostedModel:
         """Start loading a model that is not warm; also one that failed.
@@ -192,9 +199,12 @@ class ModelHost:
         wait = self._wait_seconds if timeout is None else min(timeout, self._wait_seconds)
         deadline = time.monotonic() + wait
         while hosted.status != "warm":
-            if hosted.status == "failed":
+            if (retry_after := hosted.seconds_until_retry(FAILED_RETRY_SECONDS)) > 0:
                 message = f"model {hosted.id!r} could not be loaded"
-                raise Unavailable("model_failed", message, retry_after=FAILED_RETRY_SECONDS)
+                raise Unavailable("model_failed", message, retry_after=retry_after)
+            if hosted.waiters > self._most_waiters:
+                message = "the server is full; try again later"
+                raise Unavailable("queue_full", message, retry_after=_retry_after(hosted.expected_seconds))
             task = self._start(hosted, deadline)
             left = deadline - time.monotonic()
             expected = hosted.expected_seconds
@@ -261,7 +271,7 @@ class ModelHost:
 
     def _failed(self, hosted: HostedModel, reason: str) -> None:
         logger.error("model %s failed: %s", hosted.id, reason)
-        hosted.status, hosted.reason = "failed", reason
+        hosted.status, hosted.reason, hosted.failed_at = "failed", reason, time.monotonic()
         self._metrics.model_load_failures.labels(hosted.id).inc()
 
     async def _make_room(self, hosted: HostedModel) -> bool:
@@ -300,6 +310,10 @@ class ModelHost:
                 break
             victims.append(other)
             excess -= other.held_bytes
+        for other in reversed(victims):  # one may have become needless by what came behind it
+            if excess + other.held_bytes <= 0:
+                victims.remove(other)
+                excess += other.held_bytes
         return victims if excess <= 0 else None
 
     def _start_unloading(self, hosted: HostedModel) -> asyncio.Task[None]:
@@ -388,4 +402,4 @@ def _unreachable(hosted: HostedModel, seconds: float) -> ApiError:
     message = (
         f"model {hosted.id!r} is loading{took}: not within {seconds:.1f} s; allow more time or try later"
     )
-    return ApiError(504, "deadline_unreachable", message)
+    return ApiError(504, "deadline_unreachable", message, param="deadline_ms")

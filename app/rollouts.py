@@ -100,9 +100,13 @@ class RolloutService:
         except (ApiError, InvalidInput) as error:
             self._metrics.rejected.labels(error.code).inc()
             raise
-        live = LiveRollout(record, job, detached=later)
+        live = LiveRollout(record, job, detached=later, paced=prepared.free)
         self._start(live, lease, prepared.request, prepared.choice)
-        await self.store.add(record)
+        try:
+            await self.store.add(record)
+        except BaseException:
+            job.cancel()
+            raise
         return record
 
     async def run_order(self, record: RolloutRecord, order: Order, checkpoint: Checkpoint | None) -> None:
@@ -130,7 +134,9 @@ class RolloutService:
         record.resumed_chunks += chunks
         waited = max(0.0, time.time() - record.created_at)
         export = partial(self._preparer.export, lease.model)
-        live = LiveRollout(record, job, detached=True, waited=waited, first_chunk=chunks, export=export)
+        live = LiveRollout(
+            record, job, detached=True, paced=order.free, waited=waited, first_chunk=chunks, export=export
+        )
         self._start(live, lease, request, Choice(None, order.preset, record.replaced_preset))
         await asyncio.wait([live.task])
 
@@ -315,6 +321,11 @@ class RolloutService:
         try:
             await self._follower.follow(live, request.deadline)
             await self._auditor.consider(live.record, request, choice.preset)
+        except Exception as error:
+            logger.exception("rollout %s cannot be followed to its end", live.record.id)
+            live.job.cancel()
+            if live.record.live:
+                await self._follower.refuse(live.record, error)
         finally:
             if self._live.get(live.record.id) is live:
                 del self._live[live.record.id]

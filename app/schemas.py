@@ -59,7 +59,7 @@ class OutputBody(Body):
     )
     inline: bool = Field(False, description="Add the artifacts to the answer, as base64.")
     fps: float | None = Field(
-        None, gt=0, le=240, allow_inf_nan=False, description="Of videos; the model's if left out."
+        None, ge=0.1, le=240, allow_inf_nan=False, description="Of videos; the model's if left out."
     )
 
 
@@ -80,8 +80,8 @@ class ConditioningBody(Body):
     """Whatever else a rollout is conditioned on. Each model says which of it it takes."""
 
     task: ShortText | None = Field(None, description="What the model is to do; its first task if left out.")
-    prompt: str | None = Field(None, max_length=8192, description="A description of what is seen.")
-    negative_prompt: str | None = Field(None, max_length=8192, description="What it is guided away from.")
+    prompt: str | None = Field(None, max_length=32_000, description="A description of what is seen.")
+    negative_prompt: str | None = Field(None, max_length=32_000, description="What it is guided away from.")
     goal: str | None = Field(
         None, description="Where it is to end: a PNG, JPEG or WebP image, as base64 or a data URI."
     )

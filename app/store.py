@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_right
 from collections import OrderedDict
@@ -13,6 +14,8 @@ from app.artifacts import ArtifactStore, MemoryArtifacts
 from app.errors import Unavailable
 from app.schemas import OutputBody
 from worldcache.core import ChunkStats, RolloutStats
+
+logger = logging.getLogger(__name__)
 
 LIVE = ("queued", "running")
 
@@ -278,7 +281,10 @@ class InMemoryStore:
             old = self._ended_at.setdefault(record.id, now) < now - self._ttl
             if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
                 gone += self._forget(record.id)
-        await self._blobs.remove(gone)
+        try:
+            await self._blobs.remove(gone)
+        except Exception:  # whoever is served meanwhile has nothing to do with these
+            logger.exception("what is left of %d artifacts cannot be removed", len(gone))
 
     def _forget(self, rollout_id: str) -> Sequence[str]:
         """Forget a rollout at once; the keys of its artifacts, which are to be removed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from app.store import LIVE, RolloutRecord, Store
 from app.views import Artifacts, chunk_json, modalities_of, pictures_json, rollout_error
 from app.waiting import until_gone
 from worldcache.core import ModelInfo
+
+logger = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -123,6 +126,11 @@ class RolloutEvents:
                     data = await self._data(event)
                 except ApiError as error:  # the store let go of the rollout: no event of its, so no id
                     yield format_event(None, "error", json.dumps(self._envelope(error)))
+                    return
+                except Exception:
+                    logger.exception("an event of rollout %s cannot be told", self._record.id)
+                    failure = ApiError(500, "internal_error", "the server failed; try again later")
+                    yield format_event(None, "error", json.dumps(self._envelope(failure)))
                     return
                 yield format_event(number, event.name, data)
                 number += 1

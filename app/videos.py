@@ -73,9 +73,9 @@ class VideoBody(Body):
     input_reference: ImageReference | str | None = Field(
         None, description="The image to start from; the model's first start if left out."
     )
-    num_frames: int | None = Field(None, ge=1, strict=True, description="Frames of the video.")
+    num_frames: int | None = Field(None, ge=1, lt=2**31, strict=True, description="Frames of the video.")
     fps: float | None = Field(
-        None, gt=0, le=240, allow_inf_nan=False, description="Of the video; the model's if left out."
+        None, ge=0.1, le=240, allow_inf_nan=False, description="Of the video; the model's if left out."
     )
     num_inference_steps: int | None = Field(None, ge=1, strict=True, description="Denoise steps per chunk.")
     guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="1 for none.")
@@ -341,9 +341,13 @@ def _error(record: RolloutRecord) -> dict[str, str] | None:
 def in_video_terms(error: dict[str, Any]) -> dict[str, Any]:
     """An error of a rollout, ``{"code", "message", "param"}``, told of the fields of a video."""
     param, message = error.get("param"), error["message"]
-    if param is None or not param.startswith("observation"):
+    if param == "conditioning.prompt":
+        name = PROMPT
+    elif param is not None and param.startswith("observation"):
+        name = "input_reference"
+    else:
         return error
-    return {**error, "param": "input_reference", "message": message.replace(param, "input_reference")}
+    return {**error, "param": name, "message": message.replace(param, name)}
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from worldcache.core import ChunkStats, Modality, ModelInfo, RolloutStats
 from worldcache.errors import DeadlineExceeded, InvalidInput
 
 
-def rollout_json(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
-    """The rollout object."""
+def rollout_json(record: RolloutRecord, info: ModelInfo | None) -> dict[str, Any]:
+    """The rollout object; without links to artifacts if nothing is known of its model."""
     return {
         "id": record.id,
         "object": "rollout",
@@ -33,7 +33,7 @@ def rollout_json(record: RolloutRecord, info: ModelInfo) -> dict[str, Any]:
         "seed": record.seed,
         "frames": record.frames,
         "frames_done": record.frames_done,
-        "artifacts": artifact_links(record, info) if record.status == "succeeded" else {},
+        "artifacts": artifact_links(record, info) if info and record.status == "succeeded" else {},
         "stats": stats_json(record),
         "error": record.error,
         "metadata": record.metadata,

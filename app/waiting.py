@@ -70,11 +70,15 @@ async def wait_for_end(
 
     Raises:
         ApiError: 409, the client has closed the connection.
+        Unavailable: the server ends before the rollout has.
     """
     async with attending(record, rollouts, on_abandoned):
         await until_gone(request.receive, rollouts.wait(record))
     if record.live and rollouts.draining:
         message = "the server is shutting down; the rollout goes on elsewhere"
+        raise Unavailable("draining", message, retry_after=5)
+    if record.status == "cancelled" and rollouts.draining:
+        message = "the server is shutting down and has cancelled the rollout; send it again"
         raise Unavailable("draining", message, retry_after=5)
     if record.live:
         raise ApiError(409, "client_closed_request", "the client closed the connection")

@@ -102,7 +102,7 @@ async def list_rollouts(
     page = records[: query.limit]
     return {
         "object": "list",
-        "data": [rollout_json(record, _info(services, record)) for record in page],
+        "data": [rollout_json(record, services.models.known_info(record.model)) for record in page],
         "first_id": page[0].id if page else None,
         "last_id": page[-1].id if page else None,
         "has_more": len(records) > len(page),

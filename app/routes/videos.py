@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from app.answers import Deleted, VideoAnswer, VideoList
 from app.auth import Caller
@@ -237,6 +238,8 @@ async def _content(record: RolloutRecord, services: Services) -> bytes:
 async def _read_json(request: Request) -> Any:
     try:
         return await request.json()
+    except ClientDisconnect:
+        raise ApiError(409, "client_closed_request", "the client closed the connection") from None
     except RecursionError:
         raise ApiError(400, "invalid_json", "the body is nested too deeply") from None
     except ValueError as error:

@@ -313,6 +313,7 @@ def with_host(parts: dict[str, Shelf], act: Callable[[ModelHost], Awaitable[None
             metrics=metrics,
             memory_limit=chosen.model_memory_bytes,
             wait_seconds=chosen.model_wait_seconds,
+            most_waiters=100,
         )
         try:
             await act(host)

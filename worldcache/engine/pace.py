@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worldcache.policies.registry import AnyPolicy, make_policy
+
+
+def describe_budgets(full_steps: Sequence[int], num_steps: int) -> str:
+    """In words, what :func:`budget_policy` made of the chunks, which took so many FULL steps each."""
+    least, most = min(full_steps), max(full_steps)
+    if least >= num_steps:
+        return "none"
+    return f"forecast, full_steps {least}" + (f" to {most}" if most > least else "")
 
 
 def budget_policy(full_steps: int, num_steps: int) -> AnyPolicy:
