@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,3 +56,171 @@ def test_links_in_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+SOURCES = ("app", "worldcache", "deploy")
+NO_SOURCES = ("worldcache/client",)
+"""What repeats the codes that a server said."""
+
+CONDITIONING = {"task", "prompt", "negative_prompt", "fps", "fov"}
+"""Fields for which a model may list values: `app/conditioning.py` makes codes of their names."""
+
+
+@cache
+def source_trees() -> Mapping[Path, ast.Module]:
+    """The source, parsed."""
+    return {
+        path: ast.parse(path.read_text())
+        for part in SOURCES
+        for path in sorted((ROOT / part).rglob("*.py"))
+        if not path.relative_to(ROOT).as_posix().startswith(NO_SOURCES)
+    }
+
+
+def errors_of_the_source(more: str = "") -> dict[str, set[str]]:
+    """Every error code that stands anywhere in the source, with the HTTP statuses that stand beside it.
+
+    A code is what is given for a parameter called ``code``, by whatever function or exception has one; an
+    attribute or a variable of this name; the value of ``"code"`` in a dictionary; or ``unknown_`` and the
+    first argument of ``UnknownName``. What is given and is neither text nor handed on fails the test.
+
+    Args:
+        more: another file of the source.
+    """
+    trees = {**source_trees(), Path("more.py"): ast.parse(more)}
+    takers: dict[tuple[Path | None, str], list[str]] = {}
+    bases: dict[str, str] = {}
+    found: dict[str, set[str]] = defaultdict(set)
+    for path, tree in trees.items():
+        for scope in ast.walk(tree):
+            if isinstance(scope, ast.ClassDef):
+                bases[scope.name] = getattr(scope.bases[0], "id", "") if scope.bases else ""
+            for node in ast.iter_child_nodes(scope):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    names = [
+                        arg.arg for arg in (*node.args.posonlyargs, *node.args.args) if arg.arg != "self"
+                    ]
+                    if not any(_is_code(arg) for arg in (*node.args.args, *node.args.kwonlyargs)):
+                        continue
+                    name = scope.name if node.name == "__init__" else node.name  # type: ignore[attr-defined]
+                    takers[path if name.startswith("_") else None, name] = names
+                    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+                        if _is_code(arg) and default is not None:
+                            found[ast.literal_eval(default)] |= STATUSES[name]
+    for path, tree in trees.items():
+        for scope in ast.walk(tree):
+            for node in ast.walk(scope) if isinstance(scope, ast.ClassDef) else ():
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+                    node.func = ast.Name(bases[scope.name])
+        for node in ast.walk(tree):
+            for code, statuses in _codes_at(node, path, takers):
+                found[code] |= statuses
+    return found
+
+
+STATUSES: Mapping[str, set[str]] = defaultdict(
+    set, {"InvalidInput": {"422"}, "NotFound": {"404"}, "Unavailable": {"503"}}
+)
+"""Of exceptions that imply one."""
+
+
+def _is_code(arg: ast.arg) -> bool:
+    return arg.arg == "code" and arg.annotation is not None and ast.unparse(arg.annotation) == "str"
+
+
+def _codes_at(
+    node: ast.AST, path: Path, takers: Mapping[tuple[Path | None, str], list[str]]
+) -> Iterator[tuple[str, set[str]]]:
+    """The codes that one node of the tree names, each with the statuses that it gives."""
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if name == "UnknownName":
+            kind = node.args[0]
+            if isinstance(kind, ast.Constant):
+                yield f"unknown_{kind.value}", {"422"}
+            else:
+                assert path == ROOT / "app" / "conditioning.py", f"{path}:{node.lineno}"
+                yield from ((f"unknown_{field}", {"422"}) for field in CONDITIONING)
+        names = takers.get((None, name)) or takers.get((path, name))
+        if names is not None:
+            given = dict(zip(names, node.args, strict=False)) | {
+                k.arg: k.value for k in node.keywords if k.arg
+            }
+            status = given.get("status")
+            statuses = {str(status.value)} if isinstance(status, ast.Constant) else STATUSES[name]
+            if "code" in given:
+                yield from ((code, statuses) for code in _texts(given["code"], f"{path}:{node.lineno}"))
+            elif name == "InvalidInput":
+                yield "invalid_value", {"422"}
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        if node.targets[0].id == "code":
+            yield from ((code, set()) for code in _texts(node.value))
+        elif node.targets[0].id == "_CODES":
+            codes = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
+            yield from ((code, {str(status)}) for status, code in codes.items())
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "code":
+                yield from ((code, set()) for code in _texts(value))
+
+
+def _texts(node: ast.expr, place: str | None = None) -> list[str]:
+    """The texts that an expression may be. With ``place``, it must be one, or a code that is handed on."""
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    if isinstance(node, ast.IfExp):
+        return _texts(node.body, place) + _texts(node.orelse, place)
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".get") and len(node.args) == 2:
+        return _texts(node.args[1], place)
+    handed_on = ast.unparse(node) in ("code", "error['code']", "f'unknown_{kind}'") or (
+        isinstance(node, ast.Attribute) and node.attr == "code"
+    )
+    assert place is None or handed_on, f"{place}: which codes can this be?"
+    return []
+
+
+ERROR_ROW = re.compile(r"^\| `([a-z_]+)` \| ([0-9, a-z]+) \| .+ \| .+ \| ([^|]+) \|$", re.MULTILINE)
+
+A_FEW_ERRORS = {
+    "bad_request", "http_error", "idempotency_key_reused", "internal_error", "invalid_value", "missing_field",
+    "out_of_memory", "policy_not_calibrated", "queue_full", "replica_lost", "request_timeout",
+    "storage_failed", "store_unavailable", "too_many_connections", "unknown_action", "unknown_rollout",
+    "unknown_task", "worker_lost",
+}  # fmt: skip
+"""One for each way in which the source names a code."""
+
+
+def test_every_error_code_is_documented_and_no_other_one() -> None:
+    found = errors_of_the_source()
+    assert len(found) > 80 and found.keys() >= A_FEW_ERRORS, "the search finds too little"
+    rows = ERROR_ROW.findall((DOCS / "errors.md").read_text())
+    assert sorted(name for name, _, _ in rows) == sorted(found)
+    for name, status, retry_after in rows:
+        statuses = set(status.split(", "))
+        if statuses.isdisjoint(("none", "any")) and found[name]:
+            assert statuses == found[name], name
+        if "503" in statuses:
+            assert retry_after != "no", name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise ApiError(409, 'new_code', 'no')",
+        "raise ApiError(409, code='new_code', message='no')",
+        "raise InvalidInput('no', code='new_code')",
+        "raise Unavailable('new_code', 'no', retry_after=1)",
+        "raise UnknownName('thing', name, known)",
+        "record.error = {'code': 'new_code', 'message': 'no'}",
+        "class Broken(WorldCacheError):\n    code = 'new_code'",
+        "class Away(Unavailable):\n    def __init__(self):\n        super().__init__('new_code', 'no')",
+        "code = 'new_code' if late else 'invalid_value'",
+    ],
+)
+def test_a_new_error_code_is_found(source: str) -> None:
+    assert len(errors_of_the_source(source)) == len(errors_of_the_source()) + 1
+
+
+def test_a_code_that_cannot_be_told_is_not_overlooked() -> None:
+    with pytest.raises(AssertionError, match="which codes"):
+        errors_of_the_source("raise ApiError(409, choose(), 'no')")
