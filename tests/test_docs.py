@@ -8,12 +8,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from app.main import create_app
 from app.metrics import Metrics
+from app.schemas import ListQuery, OutputBody
 from app.settings import Settings
+from app.store import RolloutRecord
+from app.views import stats_json
 from worldcache.policies.registry import describe_policies
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +61,24 @@ def test_links_in_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_every_field_of_a_rollout_and_of_its_request_is_documented() -> None:
+    text = (DOCS / "requests.md").read_text()
+    schemas = create_app(Settings(), models_by_name={}).openapi()["components"]["schemas"]
+    record = RolloutRecord("ro_1", "anyone", "doom", "none", 0, 1, OutputBody.model_validate({}), {})
+    names = {*stats_json(record), *ListQuery.model_fields}
+    for schema in ("RolloutAnswer", "RolloutBody", "RolloutList"):
+        names |= set(fields_below(schema, schemas))
+    assert names >= {"skip_ratio", "drift", "fallbacks", "tokens", "depth_scale", "trajectory", "has_more"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def fields_below(name: str, schemas: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of a schema and of all that it leads to."""
+    yield from schemas[name].get("properties", {})
+    for other in re.findall(r"'#/components/schemas/(\w+)'", str(schemas[name])):
+        yield from fields_below(other, schemas)
 
 
 SOURCES = ("app", "worldcache", "deploy")
