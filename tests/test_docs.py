@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections import defaultdict
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from app.cli import make_parser
 from app.main import create_app
 from app.metrics import Metrics
 from app.schemas import ListQuery, OutputBody
@@ -79,6 +81,29 @@ def fields_below(name: str, schemas: Mapping[str, Any]) -> Iterator[str]:
     yield from schemas[name].get("properties", {})
     for other in re.findall(r"'#/components/schemas/(\w+)'", str(schemas[name])):
         yield from fields_below(other, schemas)
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the command line's subcommands."""
+    (actions,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(actions.choices)
+
+
+def test_every_subcommand_is_documented_and_no_other_one() -> None:
+    sections = re.findall(r"^## ([a-z]+)$", (DOCS / "cli.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(subcommands())
+    assert len(sections) > 10
+
+
+@pytest.mark.parametrize("name", subcommands())
+def test_every_option_of_a_subcommand_is_documented_and_no_other_one(name: str) -> None:
+    section = (DOCS / "cli.md").read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert f"worldcache {name}" in section, "there is no example"
+    rows = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
+    documented = {option for row in rows for option in re.findall(r"`(--[a-z-]+|[A-Z]+)`", row)}
+    actions = [a for a in subcommands()[name]._actions if not isinstance(a, argparse._HelpAction)]
+    options = {option for a in actions for option in a.option_strings or [str(a.metavar or a.dest).upper()]}
+    assert documented == options
 
 
 SOURCES = ("app", "worldcache", "deploy")
