@@ -258,7 +258,7 @@ class InMemoryStore:
             self._bytes -= sizes.pop(old, 0)
         self._bytes += len(data)
         sizes[name] = len(data)
-        await self._blobs.remove([f"{rollout_id}/{old}" for old in replacing if old != name])
+        await self._remove([f"{rollout_id}/{old}" for old in replacing if old != name])
         await self._evict(keep=rollout_id)
 
     async def get_artifact(self, rollout_id: str, name: str) -> bytes | None:
@@ -281,10 +281,14 @@ class InMemoryStore:
             old = self._ended_at.setdefault(record.id, now) < now - self._ttl
             if old or len(finished) - index > self._max_rollouts or self._bytes > self._max_bytes:
                 gone += self._forget(record.id)
+        await self._remove(gone)
+
+    async def _remove(self, keys: Sequence[str]) -> None:
+        """Let go of bytes that nobody asks for any more; others are served meanwhile."""
         try:
-            await self._blobs.remove(gone)
-        except Exception:  # whoever is served meanwhile has nothing to do with these
-            logger.exception("what is left of %d artifacts cannot be removed", len(gone))
+            await self._blobs.remove(keys)
+        except Exception:
+            logger.exception("what is left of %d artifacts cannot be removed", len(keys))
 
     def _forget(self, rollout_id: str) -> Sequence[str]:
         """Forget a rollout at once; the keys of its artifacts, which are to be removed."""

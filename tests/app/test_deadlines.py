@@ -150,3 +150,50 @@ def test_retry_after_grows_with_what_is_waited_for() -> None:
         assert refused.status_code == 503
         assert 60 < int(refused.headers["retry-after"]) < 1000
         client.delete(f"/v1/rollouts/{running.json()['id']}")
+
+
+def test_a_policy_that_nobody_has_measured_is_given_a_try(measured: httpx.Client) -> None:
+    own = {"policy": "interval", "interval": 8}  # 10 calls; all 80 would not do
+    answer = post(measured, timed(deadline_ms=1500, cache=own))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["stats"]["deadline"]["chosen"] == "interval, interval 8"
+    assert post(measured, timed(deadline_ms=10, cache={**own, "interval": 9})).status_code == 504
+
+
+def test_the_line_is_expected_as_it_will_be_served() -> None:
+    with serving(ToyWorldModel(delay=DELAY), max_active=1) as client:
+        assert post(client, timed(cache="none")).status_code == 200
+        for _ in range(5):  # 8 s of work
+            post(client, timed(cache="none", priority="background"), **ASYNC)
+        last = timed(deadline_ms=6000, priority="background")
+        assert post(client, last).json()["error"]["code"] == "deadline_unreachable"
+        urgent = post(client, timed(deadline_ms=6000, priority="interactive"))
+        assert urgent.status_code == 200, urgent.text
+        assert urgent.json()["stats"]["deadline"]["met"] is True
+
+
+def test_the_time_in_the_line_is_not_taken_for_the_time_of_a_step() -> None:
+    with serving(ToyWorldModel(delay=DELAY), max_active=1) as client:
+        assert post(client, timed(cache="none")).status_code == 200
+        post(client, timed(cache="none"), **ASYNC)  # 1.6 s in the line, or more on a busy machine
+        stats = post(client, timed(deadline_ms=20_000)).json()["stats"]
+        assert stats["deadline"] == {"ms": 20_000, "met": True, "chosen": "none"}
+        assert (stats["policy"], stats["skip_ratio"]) == ("none", 0)
+
+
+def test_what_a_deadline_made_of_the_chunks_is_told() -> None:
+    def slow_down(rows: object) -> None:
+        model.delay = DELAY if len(model.batches) <= 90 else 4 * DELAY
+
+    model = ToyWorldModel(before_evaluate=slow_down)
+    model.delay = DELAY
+    with serving(model) as client:
+        assert post(client, timed(cache={"policy": "forecast", "full_steps": 5})).status_code == 200
+        body = rollout_body(actions=["NOOP"] * 16, num_inference_steps=40, deadline_ms=6000)
+        stats = post(client, body).json()["stats"]
+        full = [chunk["decisions"].count("F") for chunk in stats["chunks"]]
+        assert min(full) < 40
+        told = f"forecast, full_steps {min(full)}" + (f" to {max(full)}" if max(full) > min(full) else "")
+        assert (stats["policy"], stats["deadline"]["chosen"]) == ("forecast", told)
+        text = client.get("/metrics").text
+        assert 'worldcache_rollouts_total{model="toy",policy="forecast",status="succeeded"} 2.0' in text

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.artifacts import MemoryArtifacts
+from app.store import InMemoryStore, RolloutRecord
 from tests.app.conftest import rollout_body, serving
 from tests.toy import ToyWorldModel
 from worldcache.core import Observation
@@ -147,3 +149,47 @@ def test_what_the_model_refuses_is_the_clients_error() -> None:
         response = client.post("/v1/rollouts", json=rollout_body())
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (422, "observation.frames")
+
+
+def test_one_that_cannot_be_written_down_fails_and_lets_its_model_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(ToyWorldModel(delay=0.01)) as client:
+        saved = InMemoryStore.save
+
+        async def fail(self: InMemoryStore, record: RolloutRecord, *more: object) -> None:
+            if record.status == "running":
+                raise OSError("a stale file handle")
+            await saved(self, record)
+
+        monkeypatch.setattr(InMemoryStore, "save", fail)
+        answer = client.post("/v1/rollouts", json=rollout_body())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "rollout_failed")
+        assert "stale" not in answer.text and "stale" in caplog.text
+        with client.stream("POST", "/v1/rollouts", json=rollout_body(stream=True)) as stream:
+            assert "event: error" in "".join(stream.iter_text())
+        assert client.get("/v1/models/toy").json()["rollouts"] == 0
+
+
+def test_artifacts_that_cannot_be_removed_are_nobody_elses_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(self: MemoryArtifacts, keys: object) -> None:
+        raise OSError("a stale file handle")
+
+    monkeypatch.setattr(MemoryArtifacts, "remove", fail)
+    with serving(store_max_rollouts=1) as client:
+        for _ in range(3):
+            assert client.post("/v1/rollouts", json=rollout_body()).json()["status"] == "succeeded"
+    assert "cannot be removed" in caplog.text
+
+
+def test_a_stream_that_cannot_go_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> bytes:
+        raise OverflowError("a secret")
+
+    with serving() as client:
+        monkeypatch.setattr("app.streaming.pictures_json", fail)
+        with client.stream("POST", "/v1/rollouts", json=rollout_body(stream=True)) as stream:
+            text = "".join(stream.iter_text())
+        assert "event: error" in text and "internal_error" in text and "secret" not in text

@@ -435,3 +435,35 @@ def test_a_folder_is_served_under_its_name() -> None:
     assert doom.weight_bytes == 2 * mine.weight_bytes
     model = mine.load()
     assert (model.info.id, model.memory_bytes) == ("mine", mine.weight_bytes)
+
+
+def test_a_model_that_failed_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = shelves(a=0)
+    parts["a"].errors.append(RuntimeError("the disk was away"))
+    with hosted(parts, preload="none") as client:
+        assert error(roll(client, "a")) == (503, "model_failed")
+        refused = roll(client, "a")
+        assert error(refused) == (503, "model_failed") and 1 <= int(refused.headers["retry-after"]) <= 60
+        assert parts["a"].loads == 1
+        monkeypatch.setattr("app.models.FAILED_RETRY_SECONDS", 0)
+        assert roll(client, "a").status_code == 200
+
+
+def test_those_who_wait_for_a_model_are_bounded() -> None:
+    parts = shelves(a=0)
+    parts["a"].open.clear()
+    with hosted(parts, preload="none", max_active=1, max_queue=1) as client, ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(roll, client, "a") for _ in range(4)]
+        until(lambda: sum(one.done() for one in answers) == 2)
+        refused = [one.result() for one in answers if one.done()]
+        assert [error(one) for one in refused] == [(503, "queue_full")] * 2
+        assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+        parts["a"].open.set()
+        assert sorted(one.result().status_code for one in answers) == [200, 200, 503, 503]
+
+
+def test_no_more_is_unloaded_than_is_needed() -> None:
+    with hosted(shelves(a=10, b=90, c=90), preload="none", model_memory_bytes=100) as client:
+        for name in ("a", "b", "c"):
+            assert roll(client, name).status_code == 200
+        assert [status(client, name) for name in ("a", "b", "c")] == ["warm", "cold", "warm"]

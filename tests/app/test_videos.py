@@ -254,6 +254,8 @@ BAD_BODIES: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt": 3}, 422, "prompt"),
     ({"prompt": "\ud800"}, 422, "prompt"),
     ({"prompt": "x" * 40_000}, 422, "prompt"),
+    ({"num_frames": 10**400}, 422, "num_frames"),
+    ({"fps": 1e-300}, 422, "fps"),
     ({"seconds": "soon"}, 422, "seconds"),
     ({"seconds": -1}, 422, "seconds"),
     ({"seconds": "inf"}, 422, "seconds"),
