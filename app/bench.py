@@ -87,9 +87,15 @@ def subjects(name: str, paths: Sequence[Path] | None, heldout: Sequence[Path], j
 
 
 def weights_of(name: str, path: Path | None) -> Path:
-    """The folder that a model's weights lie in."""
+    """The folder that a model's weights lie in.
+
+    Raises:
+        InvalidInput: they do not come with the package, and ``path`` is left out.
+    """
     if path is not None:
         return path
+    if name != "doom":
+        raise InvalidInput(f"model {name!r} comes without weights; name their folder", param="path")
     from worldcache.models.doom.world import PRETRAINED
 
     return PRETRAINED

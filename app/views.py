@@ -263,7 +263,9 @@ class Artifacts:
     def _not_there(self) -> ApiError:
         if self._record.live:
             return ApiError(409, "not_finished", "the rollout has not finished; look again later")
-        return ApiError(409, "no_frames", f"the rollout {self._record.status}: it does not have these frames")
+        return ApiError(
+            409, "no_frames", f"the rollout ended as {self._record.status}: it does not have these frames"
+        )
 
 
 def _picture(name: str, info: ModelInfo) -> Modality:

@@ -125,6 +125,7 @@ def _report(findings: Findings, output: Path, console: Console) -> None:
     from app.loadtest.report import to_json
 
     checks = check(findings)
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(as_markdown(findings, checks))
     output.with_suffix(".json").write_text(to_json(checks, findings.as_json()))
     console.print(f"wrote {output}, and .json beside it", highlight=False, soft_wrap=True)

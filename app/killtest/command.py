@@ -84,6 +84,7 @@ def _killtest(arguments: argparse.Namespace) -> None:
             tell("servers", "ready", 1, 1)
             findings = asyncio.run(run(plan, replicas, arguments.model, about, tell))
     checks = check(findings)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(as_markdown(findings, checks))
     arguments.output.with_suffix(".json").write_text(to_json(checks, findings.as_json()))
     console.print(f"wrote {arguments.output}, and .json beside it", highlight=False, soft_wrap=True)

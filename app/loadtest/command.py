@@ -173,6 +173,7 @@ def _report(findings: Findings, output: Path, console: Console) -> None:
     from app.loadtest.report import as_markdown, to_json
 
     checks = check(findings)
+    output.parent.mkdir(parents=True, exist_ok=True)
     picture = output.with_suffix(".png")
     plot_points(findings.points, picture)
     output.write_text(as_markdown(findings, checks, picture.name))
