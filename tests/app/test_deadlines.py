@@ -187,9 +187,9 @@ def test_what_a_deadline_made_of_the_chunks_is_told() -> None:
 
     model = ToyWorldModel(before_evaluate=slow_down)
     model.delay = DELAY
-    with serving(model) as client:
+    with serving(model, deadline_margin=0.5) as client:
         assert post(client, timed(cache={"policy": "forecast", "full_steps": 5})).status_code == 200
-        body = rollout_body(actions=["NOOP"] * 16, num_inference_steps=40, deadline_ms=6000)
+        body = rollout_body(actions=["NOOP"] * 16, num_inference_steps=40, deadline_ms=8000)
         stats = post(client, body).json()["stats"]
         full = [chunk["decisions"].count("F") for chunk in stats["chunks"]]
         assert min(full) < 40
