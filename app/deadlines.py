@@ -42,8 +42,8 @@ class DeadlinePlanner:
         """
         seconds = (deadline - time.monotonic()) * (1 - self._margin)
         if not choose:
-            full_steps = self._dispatcher.full_steps(model, request)
-            if not self._dispatcher.knows(model, request):  # it may be quick: only trying can tell
+            full_steps = self._dispatcher.known_full_steps(model, request)
+            if full_steps is None:  # it may be quick: only trying can tell
                 full_steps = min(self._fewest, request.num_inference_steps)
             self._check(model, request, seconds, full_steps)
             return replace(request, deadline=deadline)

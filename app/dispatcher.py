@@ -71,8 +71,8 @@ class Dispatcher(Protocol):
     def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
         """FULL steps a chunk that the request's policy is expected to take; all of them if unknown."""
 
-    def knows(self, model: WorldModel, request: RolloutRequest) -> bool:
-        """Whether that follows from the policy, or from a rollout that took it."""
+    def known_full_steps(self, model: WorldModel, request: RolloutRequest) -> float | None:
+        """The same, if it follows from the policy or from a rollout that took it."""
 
 
 class FullShares:
@@ -179,19 +179,22 @@ class _Lane:
         self.thread = EngineThread(engine, decoder, name=f"engine-{device}")
         self.jobs: list[InProcessJob] = []
 
-    def works(self, *, started: bool) -> list[Work]:
-        """What is left of the rollouts that run, or of those that wait; idle ones hold nobody up."""
-        return [
-            job.work for job in self.jobs if job.started == started and job.request.priority < Priority.IDLE
-        ]
+    @property
+    def wanted(self) -> list[InProcessJob]:
+        """The rollouts that somebody waits for; idle ones hold nobody up."""
+        return [job for job in self.jobs if job.request.priority < Priority.IDLE]
+
+    @property
+    def running(self) -> list[Work]:
+        """What is left of those that run."""
+        return [job.work for job in self.wanted if job.started]
 
     def line_with(self, request: RolloutRequest, work: Work) -> tuple[list[Work], int]:
         """What waits, in the order in which it will be served, with one more request; and that one's place.
 
         The urgent go first, and among equals clients take turns, as in the engine's line.
         """
-        waiting = [(job.request, job.work) for job in self.jobs if not job.started]
-        waiting = [pair for pair in waiting if pair[0].priority < Priority.IDLE] + [(request, work)]
+        waiting = [(job.request, job.work) for job in self.wanted if not job.started] + [(request, work)]
         turns: Counter[tuple[Priority, str]] = Counter()
         order: list[tuple[Priority, int, int]] = []
         for number, (one, _) in enumerate(waiting):
@@ -273,23 +276,22 @@ class InProcessDispatcher:
     def expect(self, model: WorldModel, request: RolloutRequest, full_steps: float) -> float | None:
         lane = self._lanes[str(model.device)]
         mine = _work(model, request, model.info.chunks(len(request.actions)) * full_steps)
-        running = lane.works(started=True)
+        running = lane.running
         line, place = lane.line_with(request, mine)
         ends = lane.cost.end_times(running, line, self._limits)
         return None if ends is None else ends[len(running) + place]
 
     def full_steps(self, model: WorldModel, request: RolloutRequest) -> float:
-        steps = request.num_inference_steps
-        budget = getattr(request.policy.config, "full_steps", None)
+        known = self.known_full_steps(model, request)
+        return float(request.num_inference_steps) if known is None else known
+
+    def known_full_steps(self, model: WorldModel, request: RolloutRequest) -> float | None:
+        steps, policy = request.num_inference_steps, request.policy
+        budget = steps if policy.name == UNCACHED else getattr(policy.config, "full_steps", None)
         if budget is not None:
             return float(min(budget, steps))
-        share = self._shares.get(model.info.id, request.policy)
-        return steps * (1.0 if share is None else share)
-
-    def knows(self, model: WorldModel, request: RolloutRequest) -> bool:
-        policy = request.policy
-        by_itself = policy.name == UNCACHED or getattr(policy.config, "full_steps", None) is not None
-        return by_itself or self._shares.get(model.info.id, policy) is not None
+        share = self._shares.get(model.info.id, policy)
+        return None if share is None else steps * share
 
     def close(self, timeout: float) -> None:
         """Stop the threads; blocks for as long as the backbone calls in flight, so not on the event loop."""
@@ -298,7 +300,7 @@ class InProcessDispatcher:
 
     def _check_room(self, lane: _Lane, client: str) -> None:
         """Refuse what the line, or the client's part of it, has no room for."""
-        if sum(job.request.priority < Priority.IDLE for job in lane.jobs) >= self._capacity:
+        if len(lane.wanted) >= self._capacity:
             message = "the server is full; try again later"
             raise Unavailable("queue_full", message, retry_after=self._seconds_until_room(lane))
         limit = self._limit_of(client) or self._max_per_client
@@ -312,7 +314,7 @@ class InProcessDispatcher:
 
     def _seconds_until_room(self, lane: _Lane) -> int:
         """When the first of those that run is expected to end, for Retry-After."""
-        ends = lane.cost.end_times(lane.works(started=True), (), self._limits)
+        ends = lane.cost.end_times(lane.running, (), self._limits)
         if not ends:
             return self._retry_after
         return max(self._retry_after, math.ceil(min(ends)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.listening import Listener, finish, request, submit
-from tests.engine.test_faults import CPU, threaded
+from tests.engine.test_faults import CPU, SlowToDecode, threaded
 from tests.toy import ToyWorldModel
 from worldcache.core import ChunkFinished, Frames, RolloutEvent
 from worldcache.engine.decode import DecodeThread, Job
@@ -21,20 +21,7 @@ from worldcache.engine.rollout import CHUNKS_AHEAD, Priority, Rollout
 from worldcache.errors import DeadlineExceeded, OutOfMemory
 
 
-class Gated(ToyWorldModel):
-    """Decodes only once it is let."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.decoding, self.may_decode = threading.Event(), threading.Event()
-
-    def decode(self, latent: Tensor) -> Frames:
-        self.decoding.set()
-        assert self.may_decode.wait(20)
-        return super().decode(latent)
-
-
-class Follower(Gated):
+class Follower(SlowToDecode):
     """Goes on from the frames of the chunk before."""
 
     goes_on_from_frames: ClassVar[bool] = True
@@ -58,7 +45,7 @@ def until(check: Callable[[], bool]) -> None:
 
 def test_a_rollout_that_is_being_decoded_can_be_cancelled() -> None:
     with threaded() as thread:
-        model, listener = Gated(), Listener()
+        model, listener = SlowToDecode(), Listener()
         rollout = thread.submit(model, request(frames=8, steps=2), listener)
         assert model.decoding.wait(20)
         until(lambda: len(model.batches) == 4)
@@ -71,7 +58,7 @@ def test_a_rollout_that_is_being_decoded_can_be_cancelled() -> None:
 
 def test_a_deadline_that_passes_while_others_are_decoded_ends_a_rollout() -> None:
     with threaded() as thread:
-        model, first, late = Gated(), Listener(), Listener()
+        model, first, late = SlowToDecode(), Listener(), Listener()
         thread.submit(model, request(frames=4, steps=2), first)
         assert model.decoding.wait(20)
         deadline = time.monotonic() + 0.3
@@ -87,7 +74,7 @@ def test_a_deadline_that_passes_while_others_are_decoded_ends_a_rollout() -> Non
 
 def test_a_rollout_does_not_run_far_ahead_of_its_frames_and_others_go_on() -> None:
     with threaded() as thread:
-        slow, quick = Gated(), ToyWorldModel()
+        slow, quick = SlowToDecode(), ToyWorldModel()
         thread.submit(slow, request(frames=80, steps=1), Listener())
         until(lambda: len(slow.batches) == CHUNKS_AHEAD)
         thread.submit(quick, request(frames=4, steps=20), Listener())
@@ -120,7 +107,7 @@ def test_a_model_that_goes_on_from_frames_needs_no_thread() -> None:
 def test_urgent_chunks_are_decoded_first() -> None:
     heard: list[str] = []
     with threaded() as thread:
-        model = Gated()
+        model = SlowToDecode()
 
         def send(name: str, priority: Priority) -> None:
             def listen(event: RolloutEvent) -> None:

@@ -121,9 +121,10 @@ class SlowToDecode(ToyWorldModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.may_decode = threading.Event()
+        self.decoding, self.may_decode = threading.Event(), threading.Event()
 
     def decode(self, latent: Tensor) -> Frames:
+        self.decoding.set()
         assert self.may_decode.wait(20)
         return super().decode(latent)
 

@@ -7,6 +7,8 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tests.engine.listening import Listener, finish, request, submit
 from tests.toy import ToyWorldModel
 from worldcache.core import RolloutStarted
@@ -48,23 +50,15 @@ def test_the_urgent_go_first() -> None:
     assert served(line) == [urgent, *reversed(waiting)]
 
 
-def test_one_that_leaves_the_middle_costs_its_client_no_turn() -> None:
+@pytest.mark.parametrize(("gone", "left"), [(0, 1), (1, 0)], ids=["first", "in the middle"])
+def test_one_that_leaves_the_line_costs_its_client_no_turn(gone: int, left: int) -> None:
     line = WaitingLine()
-    a1, a2, b1 = rollout("a"), rollout("a"), rollout("b")
-    for one in (a1, a2, b1):
+    of_a, b1 = (rollout("a"), rollout("a")), rollout("b")
+    for one in (*of_a, b1):
         line.add(one)
-    assert line.remove(a2)
-    assert not line.remove(a2)
-    assert served(line) == [a1, b1]
-
-
-def test_one_that_gives_up_while_first_costs_its_client_no_turn() -> None:
-    line = WaitingLine()
-    a1, a2, b1 = rollout("a"), rollout("a"), rollout("b")
-    for one in (a1, a2, b1):
-        line.add(one)
-    assert line.remove(a1)
-    assert served(line) == [a2, b1]
+    assert line.remove(of_a[gone])
+    assert not line.remove(of_a[gone])
+    assert served(line) == [of_a[left], b1]
 
 
 def test_a_flood_of_one_client_does_not_hold_up_another() -> None:

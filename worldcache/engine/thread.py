@@ -125,14 +125,11 @@ class EngineThread:
         """Run what others asked for, waiting for it while there is nothing to compute; False to stop."""
         while True:
             try:
-                message = self._inbox.get(self._engine.idle or self._engine.stalled, self._patience)
+                stalled = self._engine.stalled
+                message = self._inbox.get(self._engine.idle or stalled, STALL_SECONDS if stalled else None)
             except queue.Empty:
                 return True
             if message is None:
                 return False
             message()
             del message  # what it refers to must not outlive it here
-
-    @property
-    def _patience(self) -> float | None:
-        return STALL_SECONDS if self._engine.stalled else None
